@@ -1,0 +1,1 @@
+"""The data at rest: records, shards, and the tables beside them."""

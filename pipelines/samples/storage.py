@@ -1,0 +1,159 @@
+"""Files anywhere: every path is a URI through `pyarrow.fs` (a plain path, `file://`, `s3://`, `gs://`).
+
+A local file appears under its final name only when it is whole (temporary name, then rename); on an
+object store one completed PUT does the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from sama.errors import InputError
+
+
+def absolute(uri: str | os.PathLike) -> str:
+    """A plain path made absolute (worker processes have other working directories); a URI as it is."""
+    text = os.fspath(uri)
+    if "://" in text:
+        return text[len("file://") :] if text.startswith("file://") else text.rstrip("/")
+    return str(Path(text).expanduser().absolute())
+
+
+@functools.lru_cache(maxsize=64)
+def _remote(root: str) -> pafs.FileSystem:
+    try:
+        return pafs.FileSystem.from_uri(root)[0]
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{root} is not a place this installation can read: {error}") from None
+
+
+_LOCAL = pafs.LocalFileSystem()
+
+
+def locate(uri: str | os.PathLike) -> tuple[pafs.FileSystem, str]:
+    """The file system of a URI and the path on it."""
+    text = absolute(uri)
+    if "://" not in text:
+        return _LOCAL, text
+    scheme, rest = text.split("://", 1)
+    return _remote(f"{scheme}://{rest.split('/', 1)[0]}"), rest
+
+
+def join(uri: str | os.PathLike, *parts: str) -> str:
+    return "/".join([absolute(uri).rstrip("/"), *(p.strip("/") for p in parts)])
+
+
+def exists(uri: str | os.PathLike) -> bool:
+    fs, path = locate(uri)
+    return fs.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def is_folder(uri: str | os.PathLike) -> bool:
+    fs, path = locate(uri)
+    return fs.get_file_info(path).type == pafs.FileType.Directory
+
+
+def size_of(uri: str | os.PathLike) -> int:
+    """Bytes of a file. FileNotFoundError when there is none."""
+    fs, path = locate(uri)
+    info = fs.get_file_info(path)
+    if info.type == pafs.FileType.NotFound:
+        raise FileNotFoundError(absolute(uri))
+    return int(info.size or 0)
+
+
+def list_files(uri: str | os.PathLike, suffix: str = "", recursive: bool = False) -> list[str]:
+    """Files below a folder in name order; an absent folder has none. Temporary files are not listed."""
+    fs, path = locate(uri)
+    found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=recursive))
+    prefix = absolute(uri).split("://", 1)[0] + "://" if "://" in absolute(uri) else ""
+    names = [i.path for i in found if i.type == pafs.FileType.File]
+    return sorted(prefix + n for n in names if n.endswith(suffix) and not n.endswith(".tmp"))
+
+
+def list_folders(uri: str | os.PathLike) -> list[str]:
+    """Names (not paths) of the folders directly below, in order."""
+    fs, path = locate(uri)
+    found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return sorted(i.base_name for i in found if i.type == pafs.FileType.Directory)
+
+
+def read_bytes(uri: str | os.PathLike) -> bytes:
+    fs, path = locate(uri)
+    with fs.open_input_file(path) as file:
+        return file.read()
+
+
+def read_range(uri: str | os.PathLike, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset`. EOFError when the file ends before."""
+    fs, path = locate(uri)
+    with fs.open_input_file(path) as file:
+        data = file.read_at(size, offset)
+    if len(data) != size:
+        raise EOFError(f"{uri} ends {size - len(data)} bytes before the end of the range {offset}+{size}")
+    return data
+
+
+def make_folder(uri: str | os.PathLike) -> None:
+    fs, path = locate(uri)
+    fs.create_dir(path, recursive=True)
+
+
+def remove(uri: str | os.PathLike) -> None:
+    """Delete a file or a folder with all below it; nothing happens when there is none."""
+    fs, path = locate(uri)
+    kind = fs.get_file_info(path).type
+    if kind == pafs.FileType.Directory:
+        fs.delete_dir(path)
+    elif kind == pafs.FileType.File:
+        fs.delete_file(path)
+
+
+def write_bytes(uri: str | os.PathLike, data: bytes | str) -> None:
+    """Write a whole file atomically, making its folder."""
+    payload = data.encode() if isinstance(data, str) else data
+    fs, path = locate(uri)
+    if not isinstance(fs, pafs.LocalFileSystem):
+        with fs.open_output_stream(path) as file:
+            file.write(payload)
+        return
+    fs.create_dir(os.path.dirname(path), recursive=True)
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    with open(temporary, "wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_part(folder: str | os.PathLike, table: pa.Table, name: str | None = None) -> str:
+    """Append a uniquely named parquet part to a table's folder; the URI written."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    uri = join(folder, f"part-{name or uuid.uuid4().hex}.parquet")
+    write_bytes(uri, sink.getvalue().to_pybytes())
+    return uri
+
+
+def read_parts(folder: str | os.PathLike, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """All parts of a table in name order, cast to `schema`; an absent folder is an empty table."""
+    names = columns or schema.names
+    wanted = pa.schema([schema.field(n) for n in names])
+    tables = []
+    for uri in list_files(folder, ".parquet", recursive=True):
+        fs, path = locate(uri)
+        part = pq.ParquetFile(fs.open_input_file(path))
+        present = [n for n in names if n in part.schema_arrow.names]
+        table = part.read(columns=present)
+        for name in names:
+            if name not in present:  # a column added to the version after this part was written
+                table = table.append_column(name, pa.nulls(table.num_rows, wanted.field(name).type))
+        tables.append(table.select(names).cast(wanted))
+    return pa.concat_tables(tables) if tables else wanted.empty_table()
