@@ -148,7 +148,8 @@ def validate(cls: type[T], tree: dict, name: str, lines: dict[tuple, int] | None
         if first["type"] == "missing":
             raise InputError(f"{where}: {dotted} is missing") from None
         reason = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{where}: {dotted}: {reason} (got {first['input']!r})") from None
+        got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+        raise InputError(f"{where}: {dotted}: {reason}{got}") from None
 
 
 def dump(settings: BaseModel) -> str:

