@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,104 +18,30 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sama.errors import InputError
+from sama.names import from_official, official_key, our_key, to_official, transformer_config
 from sama.presets import TINY_SEED, Preset, get_preset
 from sama.randomness import generator
-from sama.transformer import SamaTransformer
+from sama.transformer import SamaTransformer, stays_float32
+
+__all__ = [
+    "build",
+    "cast",
+    "check",
+    "from_official",
+    "from_t2v",
+    "load_diffusers",
+    "load_official",
+    "official_key",
+    "our_key",
+    "random_transformer",
+    "read_safetensors",
+    "save_diffusers",
+    "save_official",
+    "to_official",
+    "transformer_config",
+]
 
 StateDict = Mapping[str, torch.Tensor]
-
-# official name -> ours, outside and inside a block; anything else keeps its name
-_OUTER = {
-    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
-    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
-    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
-    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
-    "time_projection.1": "condition_embedder.time_proj",
-    "head.head": "proj_out",
-    "head.modulation": "scale_shift_table",
-}
-_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
-_INNER = {
-    **{f"self_attn.{a}": f"attn1.{b}" for a, b in _ATTENTION.items()},
-    **{f"cross_attn.{a}": f"attn2.{b}" for a, b in _ATTENTION.items()},
-    "ffn.0": "ffn.net.0.proj",
-    "ffn.2": "ffn.net.2",
-    "norm3": "norm2",  # the norm before cross-attention; the other two have no weights
-    "modulation": "scale_shift_table",
-}
-_SIZES = {  # official configuration name -> ours
-    "num_heads": "num_attention_heads",
-    "in_dim": "in_channels",
-    "out_dim": "out_channels",
-}
-_SAME = (
-    "patch_size",
-    "num_attention_heads",
-    "attention_head_dim",
-    "in_channels",
-    "out_channels",
-    "text_dim",
-    "freq_dim",
-    "ffn_dim",
-    "num_layers",
-    "cross_attn_norm",
-    "qk_norm",
-    "eps",
-    "rope_max_seq_len",
-    "semantic_dim",
-    "semantic_hidden_dim",
-    "semantic_tokens_per_anchor",
-    "role_encoding",
-    "semantic_position",
-)
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "module.", "pipe.dit.", "dit.")
-
-
-def official_key(key: str) -> str:
-    """Name in an official file of one of our parameters."""
-    return _rename(key, {b: a for a, b in _OUTER.items()}, {b: a for a, b in _INNER.items()})
-
-
-def our_key(key: str) -> str:
-    """Our name of a parameter in an official file."""
-    for prefix in _PREFIXES:
-        key = key.removeprefix(prefix)
-    return _rename(key, _OUTER, _INNER)
-
-
-def _rename(key: str, outer: dict[str, str], inner: dict[str, str]) -> str:
-    block = re.match(r"(blocks\.\d+\.)(.*)", key)
-    head, rest, names = (block[1], block[2], inner) if block else ("", key, outer)
-    stem, dot, leaf = rest.rpartition(".")
-    if rest in names:
-        return head + names[rest]
-    return head + names[stem] + dot + leaf if stem in names else key
-
-
-def to_official(state: StateDict) -> dict[str, torch.Tensor]:
-    """State dict in our names -> in the released checkpoint's names."""
-    return {official_key(k): v for k, v in state.items()}
-
-
-def from_official(state: StateDict) -> dict[str, torch.Tensor]:
-    """State dict in the released checkpoint's names -> in ours."""
-    return {our_key(k): v for k, v in state.items()}
-
-
-def transformer_config(config: Mapping[str, Any] | Preset | str) -> dict[str, Any]:
-    """Keyword arguments of `SamaTransformer` from a preset, its name, or a configuration in either naming.
-
-    Keys that say nothing about the transformer are passed over.
-    """
-    if isinstance(config, str | Preset):
-        return dict(get_preset(config).transformer)
-    out = {_SIZES.get(k, k): v for k, v in config.items()}
-    if "dim" in out and "attention_head_dim" not in out:
-        out["attention_head_dim"] = out["dim"] // out["num_attention_heads"]
-    out = {k: v for k, v in out.items() if k in _SAME}
-    if "patch_size" in out:
-        out["patch_size"] = tuple(out["patch_size"])
-    return out
 
 
 def build(
@@ -184,14 +109,15 @@ def load_official(
     dtype: cast to it; by default tensors stay as stored. Modulation tables, norms and the time embedding
     stay float32 then, as diffusers keeps them.
     """
-    given = isinstance(source, Mapping)
-    raw = source if given else read_safetensors(source, device)
+    if isinstance(source, Mapping):
+        raw, origin = source, "the state dict"
+    else:
+        raw, origin = read_safetensors(source, device), str(source)
     state: dict[str, torch.Tensor] = {}
     for key, tensor in raw.items():
         if our_key(key) in state:
-            raise InputError(f"{'the state dict' if given else source} has {key} twice, under different prefixes")
+            raise InputError(f"{origin} has {key} twice, under different prefixes")
         state[our_key(key)] = tensor
-    origin = "the state dict" if given else str(source)
     return build(config, cast(state, dtype), origin=origin, shown=official_key)
 
 
@@ -199,8 +125,7 @@ def cast(state: StateDict, dtype: torch.dtype | None) -> dict[str, torch.Tensor]
     """Cast to `dtype`, except what diffusers keeps in float32 (modulation, norms, time embedding)."""
     if dtype is None:
         return dict(state)
-    keep = WanTransformer3DModel._keep_in_fp32_modules
-    return {k: v.to(torch.float32 if any(part in keep for part in k.split(".")) else dtype) for k, v in state.items()}
+    return {k: v.to(torch.float32 if stays_float32(k) else dtype) for k, v in state.items()}
 
 
 def save_official(model: SamaTransformer | StateDict, path: str | os.PathLike) -> None:
@@ -271,8 +196,7 @@ def from_t2v(
     backbone = source if isinstance(source, WanTransformer3DModel) else _open_backbone(str(source), dtype)
     with torch.device("meta"):
         model = SamaTransformer(**config)
-    state = {k: v.to(dtype) for k, v in backbone.state_dict().items()}
-    state.update(_extras(config, seed, dtype))
+    state = cast({**backbone.state_dict(), **_extras(config, seed)}, dtype)
     check(model, state, origin="the text-to-video backbone")
     model.load_state_dict(state, assign=True)
     model.reset_buffers("cpu")
@@ -287,20 +211,21 @@ def _open_backbone(source: str, dtype: torch.dtype) -> WanTransformer3DModel:
         raise InputError(f"{source} does not give a Wan transformer: {str(error).splitlines()[0]}") from None
 
 
-def _extras(config: Mapping[str, Any], seed: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _extras(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
     """Start values of the modules that the backbone lacks, from `seed` alone."""
-    small = {**config, "num_layers": 0}
-    model = SamaTransformer(**small)
+    with torch.random.fork_rng(devices=[]):
+        model = SamaTransformer(**{**config, "num_layers": 0})
     model.reset_extras(generator(seed, "extra modules"))
     names = ("segment_embedding", "siglip_feat_mlp", "semantic_head")
-    return {k: v.to(dtype) for k, v in model.state_dict().items() if k.split(".")[0] in names}
+    return {k: v for k, v in model.state_dict().items() if k.split(".")[0] in names}
 
 
 @torch.no_grad()
 def random_transformer(config: Mapping[str, Any] | Preset | str, seed: int = TINY_SEED) -> SamaTransformer:
     """A model to train from nothing: each tensor is drawn from (seed, its name), so the order of
     construction and global random state do not matter. The video head starts at zero, as Wan's does."""
-    model = SamaTransformer(**transformer_config(config))
+    with torch.random.fork_rng(devices=[]):
+        model = SamaTransformer(**transformer_config(config))
     for name, tensor in sorted(model.state_dict().items()):
         draw = generator(seed, name)
         if "scale_shift_table" in name:
@@ -312,6 +237,6 @@ def random_transformer(config: Mapping[str, Any] | Preset | str, seed: int = TIN
         else:
             flat = torch.empty(tensor.shape[0], tensor[0].numel())
             tensor.copy_(torch.nn.init.xavier_uniform_(flat, generator=draw).view_as(tensor))
-    state = _extras(transformer_config(config), seed, torch.float32)
+    state = _extras(transformer_config(config), seed)
     model.load_state_dict(state, strict=False)
     return model

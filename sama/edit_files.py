@@ -115,7 +115,7 @@ def output_format(data: bytes, out: str) -> str:
 
 
 def working_size(width: int, height: int, area: int, multiple: int) -> Bucket:
-    """The size the model works at: the bucket (frames 1) nearest to the file's aspect ratio, very long ones included."""
+    """The size the model works at: the bucket (frames 1) nearest to the file's aspect ratio, however long."""
     ratio = width / height
     choices = video.buckets(area, multiple, (min(0.5, 0.8 * ratio), max(2.0, 1.25 * ratio)), [1])
     found = video.nearest_bucket(width, height, 1, choices)
@@ -147,7 +147,7 @@ def stretch(frames: np.ndarray, height: int, width: int) -> np.ndarray:
 def strip(source: np.ndarray, edited: np.ndarray) -> bytes:
     """A png of evenly spaced frames: source in the top row, edited below; (T, H, W, 3) uint8 each."""
     picks = np.unique(np.linspace(0, len(source) - 1, min(STRIP_FRAMES, len(source))).round().astype(int))
-    height = min(STRIP_HEIGHT, source.shape[1]) if len(picks) > 1 else min(2 * STRIP_HEIGHT, source.shape[1])
+    height = STRIP_HEIGHT if len(picks) > 1 else 2 * STRIP_HEIGHT
     width = max(1, round(source.shape[2] * height / source.shape[1]))
     rows = [np.concatenate(list(stretch(side[picks], height, width)), axis=1) for side in (source, edited)]
     return video.encode_image(np.concatenate(rows, axis=0))

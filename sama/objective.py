@@ -110,10 +110,7 @@ def losses(
     """
     if len(batch.seeds) != len(batch.latents):
         raise ValueError(f"{len(batch.seeds)} seeds for {len(batch.latents)} samples")
-    if fixed_sigma is None:
-        drawn = [sampler.sample(s) for s in batch.seeds]
-    else:
-        drawn = [(fixed_sigma, 1.0)] * len(batch.seeds)
+    drawn = [sampler.sample(s) if fixed_sigma is None else (fixed_sigma, 1.0) for s in batch.seeds]
     device = batch.latents.device
     sigma, weight = torch.tensor(drawn, dtype=torch.float64).to(torch.float32).to(device).unbind(1)
 

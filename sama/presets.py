@@ -42,7 +42,6 @@ class Preset:
     area: int = 832 * 480
     multiple: int = 32
     semantic_grid: int = 8
-    official_weights: Component | None = None
     text_encoder: dict[str, Any] = field(default_factory=dict)
     vision: dict[str, Any] = field(default_factory=dict)
 

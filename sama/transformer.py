@@ -7,10 +7,12 @@ parallelism: shard `model.blocks`, checkpoint or compile them from outside.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.normalization import FP32LayerNorm
-from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanRotaryPosEmbed
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed, WanTransformer3DModel
 from torch import nn
 
 from sama.errors import InputError
@@ -46,6 +48,12 @@ class SemanticHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.proj(self.norm(hidden.to(self.proj.weight.dtype)))
+
+
+def stays_float32(name: str) -> bool:
+    """Whether a parameter or buffer is kept in float32 in a half-precision model, as diffusers does for Wan:
+    rotary tables, the time embedding, modulation tables, norms."""
+    return not set(WanTransformer3DModel._keep_in_fp32_modules).isdisjoint(name.split("."))
 
 
 class SamaTransformer(WanTransformer3DModel):
@@ -133,7 +141,17 @@ class SamaTransformer(WanTransformer3DModel):
                 self.config.attention_head_dim, self.config.patch_size, self.config.rope_max_seq_len
             )
 
-    def forward(  # noqa: D417
+    def _apply(self, fn: Callable, recurse: bool = True) -> SamaTransformer:
+        """Every cast passes here: what stays float32 is put back unrounded."""
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        kept = {n: t.data for n, t in tensors.items() if stays_float32(n) and t.dtype == torch.float32}
+        super()._apply(fn, recurse)
+        for name, tensor in (*self.named_parameters(), *self.named_buffers()):
+            if name in kept and tensor.dtype in (torch.bfloat16, torch.float16):
+                tensor.data = kept[name].to(tensor.device)
+        return self
+
+    def forward(
         self,
         latents: torch.Tensor,
         timestep: torch.Tensor,
@@ -177,7 +195,8 @@ class SamaTransformer(WanTransformer3DModel):
         *_, target = hidden.split(lengths, dim=1)
         semantic_velocity = None
         if semantic_tokens is not None:
-            semantic_velocity = self.semantic_head(hidden.split(lengths, dim=1)[-2])
+            # as a copy too: a linear layer's output is a view of its matrix product
+            semantic_velocity = self.semantic_head(hidden.split(lengths, dim=1)[-2]).clone()
         return self._unpatchify(self._project(target, temb), batch, grid), semantic_velocity
 
     def _video_tokens(self, latents: torch.Tensor, role: int) -> torch.Tensor:
@@ -197,7 +216,8 @@ class SamaTransformer(WanTransformer3DModel):
     def _unpatchify(self, patches: torch.Tensor, batch: int, grid: tuple[int, ...]) -> torch.Tensor:
         patch = self.config.patch_size
         pixels = patches.reshape(batch, *grid, *patch, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
-        return pixels.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        sizes = (g * p for g, p in zip(grid, patch, strict=True))
+        return pixels.reshape(batch, pixels.shape[1], *sizes)  # one copy, not a view: FSDP2 hooks the output
 
     def _rotary(self, grid: tuple[int, ...], source: torch.Tensor | None, semantic: torch.Tensor | None) -> Rotary:
         """Rotary factors of the whole sequence, each (1, tokens, 1, head dim), float32."""

@@ -181,6 +181,9 @@ def train(out: Path, frame_steps: int, clip_steps: int, peak: float) -> None:
     torch.manual_seed(0)
     vae = AutoencoderKLWan(**TINY_VAE)
     start_near_identity(vae)
+    for weight in vae.parameters():
+        if weight.ndim == 5:  # a CPU is twice as fast at 3D convolutions in this layout
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
     kernels = [p for p in vae.parameters() if p.ndim >= 4 and p.shape[0] > 3]
     others = [p for p in vae.parameters() if not any(p is k for k in kernels)]
     optimizers = [Muon(kernels, peak), torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.99), weight_decay=0.0)]
@@ -234,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--frame-steps", type=int, default=2000)
-    parser.add_argument("--clip-steps", type=int, default=3000)
+    parser.add_argument("--clip-steps", type=int, default=1000)
     parser.add_argument("--lr", type=float, default=4e-3)
     options = parser.parse_args()
     train(options.out, options.frame_steps, options.clip_steps, options.lr)
