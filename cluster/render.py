@@ -30,7 +30,7 @@ def curate_commands(values: Values) -> list[list[str]]:
     datasets = [word for d in values.curate.datasets for word in ("--dataset", d)]
     return [
         ["sama", "curate", values.paths.data, *datasets],
-        ["sama", "select", values.paths.data, values.curate.selection, "--rules", values.curate.rules],
+        ["sama", "select", values.paths.data, "--name", values.curate.selection, "--rules", values.curate.rules],
     ]
 
 

@@ -13,8 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from pipelines.report.markup import Markup, number, tag, text
+from pipelines.report.markup import Markup, number, tag
 
+Numbers = Sequence[float] | np.ndarray
 COLOURS = 10  # --c0 … --c9 in style.css
 POINTS = 400  # drawn per line; more is finer than a pixel
 COLUMNS = 150  # hover columns per chart
@@ -25,8 +26,8 @@ class Line:
     """One curve: values (n,) over steps (n,), ascending; a value that is not finite is a gap."""
 
     name: str
-    steps: Sequence[float]
-    values: Sequence[float]
+    steps: Numbers
+    values: Numbers
     colour: int = 0
     style: Literal["line", "faint", "points", "dashed"] = "line"
     readout: bool = True
@@ -52,7 +53,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def smooth(values: Sequence[float], window: int | None = None) -> np.ndarray:
+def smooth(values: Numbers, window: int | None = None) -> np.ndarray:
     """Centred moving mean over `window` points (default: a fifteenth of the curve), shorter at the ends.
 
     Values that are not finite are left out of the mean.
@@ -70,7 +71,7 @@ def smooth(values: Sequence[float], window: int | None = None) -> np.ndarray:
     return np.where(seen > 0, (total[high] - total[low]) / np.maximum(seen, 1), np.nan)
 
 
-def thin(steps: Sequence[float], values: Sequence[float], limit: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
+def thin(steps: Numbers, values: Numbers, limit: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
     """At most about `limit` points: each bin keeps its lowest and highest, so that spikes stay visible."""
     x, y = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
     if len(x) <= limit:
@@ -118,14 +119,16 @@ def line_chart(lines: Sequence[Line], *, title: str, unit: str = "", width: int 
     if unit:
         grid.append(tag("text", unit, x=left - 7, y=top - 3, text_anchor="end", class_="unit"))
 
-    curves = [_curve(s, px, py, (low, high)) for s in drawn]
+    curves = [_curve(s, px, py, (low, high)) for s in drawn if s.style != "points"]
+    points = [_curve(s, px, py, (low, high)) for s in drawn if s.style == "points"]  # whole, even at the edge
     frame = tag("svg", curves, x=left, y=top, width=width - left - right, height=height - top - bottom,
                 viewBox=f"{left} {top} {width - left - right} {height - top - bottom}", class_="plot")  # fmt: skip
     outside = sum(int(np.sum(np.asarray(s.values, dtype=np.float64) > high + 1e-12)) for s in drawn)
     hover = _hover([s for s in drawn if s.readout], px, py, (left, width - right, top, height - bottom))
     summary = "; ".join(f"{s.name}: {number(_last(s))} at the end" for s in drawn if s.readout)
-    drawing = tag("svg", tag("g", grid), frame, tag("g", hover), viewBox=f"0 0 {width} {height}", class_="chart",
-                  role="img", aria_label=f"{title}. {summary}")  # fmt: skip
+    inside = (tag("g", grid), frame, points, tag("g", hover))
+    told = f"{title}. {summary}"
+    drawing = tag("svg", *inside, viewBox=f"0 0 {width} {height}", class_="chart", role="img", aria_label=told)
     note = tag("span", f"{outside} points above the axis", class_="quiet") if outside else ""
     legend = [_key(s.name, s.colour, s.style) for s in drawn if s.readout]
     caption = tag("figcaption", tag("b", title), tag("span", legend, note, class_="legend"))
@@ -154,8 +157,8 @@ def stacked_bars(
             w = f"{value * scale:.2f}"
             cells.append(tag("rect", tag("title", told), x=f"{x:.2f}", y=0, width=w, height=18, class_=f"f{hue[name]}"))
             x += value * scale
-        drawing = tag("svg", cells, viewBox="0 0 1000 18", preserveAspectRatio="none", class_="bar", role="img",
-                      aria_label=f"{bar.label}: " + ", ".join(f"{n} {number(v)}{unit}" for n, v in bar.parts.items()))  # fmt: skip
+        told = f"{bar.label}: " + ", ".join(f"{n} {number(v)}{unit}" for n, v in bar.parts.items())
+        drawing = bar_svg(cells, told)
         rows.append(tag("div", tag("span", bar.label, class_="name", title=bar.label), drawing,
                         tag("span", bar.note, class_="value"), class_="barrow"))  # fmt: skip
     legend = [_key(n, hue[n], "line") for n in names if any(b.parts.get(n, 0) > 0 for b in bars)]
@@ -177,12 +180,18 @@ def share_bars(values: dict[str, float], *, title: str, unit: str = "", colour: 
         told = f"{name}: {number(value)}{unit} ({value / whole:.1%})"
         bar = tag("rect", tag("title", told), x=0, y=0, width=f"{value / longest * 1000:.2f}", height=18,
                   class_=f"f{colour}")  # fmt: skip
-        drawing = tag("svg", bar, viewBox="0 0 1000 18", preserveAspectRatio="none", class_="bar", role="img",
-                      aria_label=told)  # fmt: skip
+        drawing = bar_svg(bar, told)
         note = f"{number(value)}{unit} · {value / whole:.0%}" if whole != 1 else f"{value:.1%}"
         rows.append(tag("div", tag("span", name, class_="name", title=name), drawing,
                         tag("span", note, class_="value"), class_="barrow"))  # fmt: skip
     return tag("figure", tag("figcaption", tag("b", title)), tag("div", rows, class_="bars"), class_="panel")
+
+
+def bar_svg(cells: Markup | list[Markup], told: str) -> Markup:
+    """A horizontal bar of <rect>s on a scale of 0..1000."""
+    return tag(
+        "svg", cells, viewBox="0 0 1000 18", preserveAspectRatio="none", class_="bar", role="img", aria_label=told
+    )
 
 
 def _range(lines: Sequence[Line]) -> tuple[float, float]:
@@ -254,4 +263,4 @@ def _last(line: Line) -> float:
 
 
 def _key(name: str, colour: int, style: str) -> Markup:
-    return tag("span", tag("i", class_=f"key b{colour} {style}"), text(name), class_="item")
+    return tag("span", tag("i", class_=f"key b{colour} {style}"), name, class_="item")

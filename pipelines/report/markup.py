@@ -31,7 +31,7 @@ def text(value: Any) -> Markup:
     return Markup(escape(str(value), quote=True))
 
 
-def tag(name: str, *children: Child, **attributes: Any) -> Markup:
+def tag(name: str, /, *children: Child, **attributes: Any) -> Markup:
     """`tag("a", "x & y", href="#z", class_="k")`: attribute names lose a trailing `_`, inner `_` become `-`.
 
     An attribute that is None or False is left out; True writes the bare name.
