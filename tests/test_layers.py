@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 FLOORS: list[tuple[str, ...]] = [
     ("sama",),
     ("pipelines.config", "pipelines.samples", "pipelines.progress", "pipelines.recipes", "pipelines.cluster_session"),
-    ("pipelines.judge", "pipelines.tracking", "pipelines.planner"),
+    ("pipelines.judge", "pipelines.tracking", "pipelines.tracking_store", "pipelines.planner"),
     ("pipelines.curate", "pipelines.ingest"),
     ("pipelines.mixture",),
     ("pipelines.loading",),

@@ -10,7 +10,7 @@ from sama import video
 
 SHORT_SIDE = 240  # pixels decoded: enough to see blur and bars; 480p halves, 720p is a third
 CELLS = 60  # cells along the short side: codec noise and grain average out
-CHUNK = 64  # frames decoded at once: bounds memory for clips of any length
+CHUNK = 160  # frames decoded at once: bounds memory for clips of any length; most need one reading
 MAX_FRAMES = 1024  # frames looked at, from the first usable one; later ones are not examined
 BLUR_EVERY = 8  # frames between two that are kept for the blur signal
 DETAIL_FRAME = 8  # the frame kept at full size: early, so cheap to reach, and not the better key frame

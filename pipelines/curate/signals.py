@@ -22,6 +22,7 @@ VISIBLE = 25.0  # a cell that differs by more than this is changed to the eye
 STILL = 0.1  # mean neighbour difference of a clip that stands still; a filmed still life has 0.2 or more
 BLACK = 24  # luma: limited-range black plus coding noise
 PICTURE = 40  # luma that half of the line inside a bar must reach, else it is a dark scene and no bar
+EDGES = 98  # percentile of neighbour steps from which on they count for blur
 CUT_CELLS = 30  # a coarser grid for cuts: motion moves less, a new shot changes as much
 CUT_WINDOW = 6  # frames on each side that say what is usual here
 CUT_SCORE = 1.5  # jump over what is usual; known cuts reach 1.8 and more, flashes and jolts stay below 1.3
@@ -32,20 +33,18 @@ FADE_DROP = 40.0  # luma that a fade must lose
 def aligned(source: Seen, target: Seen, pairing: str, policy_fps: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Which frames of source and target show the same moment: two index arrays of one length.
 
-    `index`: frame i with frame i. `time`: on the clock of the slower clip, or of `policy_fps` when that is
+    `index`: frame i with frame i. `time`: on the clock of the slower clip, or of `policy_fps` where that is
     slower still, over the common duration. The longer clip's rest is left out.
     """
-    a, b = len(source.cells), len(target.cells)
-    if not source.fps or not target.fps or (pairing == "index" and not policy_fps):
-        common = np.arange(min(a, b))
+    counts, rates = (len(source.cells), len(target.cells)), (source.fps, target.fps)
+    if pairing == "index" or not all(rates):
+        common = np.arange(min(counts))
         return common, common
-    rates = source.fps, target.fps
-    if pairing == "index":  # frames correspond one to one, whatever the headers say about their rate
-        rates = source.fps, source.fps
     clock = min(*rates, policy_fps or max(rates))
-    count = int(min(a / rates[0], b / rates[1]) * clock + 1e-6) or 1
-    moments = np.arange(count) / clock
-    return tuple(np.minimum(np.round(moments * r).astype(int), n - 1) for r, n in zip(rates, (a, b), strict=True))  # type: ignore[return-value]
+    seconds = min(n / r for n, r in zip(counts, rates, strict=True))
+    moments = np.arange(max(1, int(seconds * clock + 1e-6))) / clock
+    mine, theirs = (np.minimum(np.round(moments * r).astype(int), n - 1) for n, r in zip(counts, rates, strict=True))
+    return mine, theirs
 
 
 def measure(
@@ -116,13 +115,17 @@ def flicker(cells: np.ndarray) -> float | None:
 
 
 def blur(luma: np.ndarray) -> float | None:
-    """How little sharpness there is to lose, 0 (sharp) .. 1 (blurred), mean over the frames given.
+    """How blurred the sharpest edges are, 0 (sharp) .. 1, mean over the frames given.
 
-    in: (S, H, W) uint8. Crete et al. 2007: the frame is blurred once more (9-pixel box); where that changes
-    neighbour differences little, it was blurred already. The worse of both directions counts. None for a
-    picture without any structure.
+    in: (S, H, W) uint8. After Crete et al. 2007: the frame is blurred once more (9-pixel box), and where that
+    takes little from a step between neighbours, it was blurred already. Unlike there only the strongest steps
+    count (EDGES), so that a smooth sky, a gradient or a background out of focus is no fault while something is
+    sharp. The worse of both directions counts. None for a picture without any structure.
     """
-    values = [max(worst) for frame in luma if (worst := [v for a in (0, 1) if (v := _blur_along(frame, a)) is not None])]
+    values = []
+    for frame in luma:
+        found = [v for axis in (0, 1) if (v := _blur_along(frame, axis)) is not None]
+        values += [max(found)] if found else []
     return float(np.mean(values)) if values else None
 
 
@@ -130,10 +133,12 @@ def _blur_along(frame: np.ndarray, axis: int) -> float | None:
     lines = np.moveaxis(frame.astype(np.float32), axis, 0)
     padded = np.pad(lines, ((5, 4), (0, 0)), mode="edge").cumsum(axis=0, dtype=np.float64)
     again = (padded[9:] - padded[:-9]) / 9
-    sharp = np.abs(np.diff(lines, axis=0))
-    lost = np.maximum(0, sharp - np.abs(np.diff(again, axis=0)))
-    total = float(sharp.sum())
-    return None if total < sharp.size * 0.05 else 1 - float(lost.sum()) / total
+    steps = np.abs(np.diff(lines, axis=0))
+    strong = steps >= max(2.0, float(np.percentile(steps, EDGES)))
+    if not strong.any():
+        return None
+    lost = np.maximum(0, steps - np.abs(np.diff(again, axis=0)))
+    return 1 - float(lost[strong].sum() / steps[strong].sum())
 
 
 def blockiness(luma: np.ndarray) -> float | None:
@@ -171,7 +176,7 @@ def black_border(brightest: np.ndarray, scale: float = 1.0) -> list[int]:
 
 
 def shot_cuts(cells: np.ndarray) -> list[int]:
-    """Last frame before each cut, in order: hard cuts, and fades through black (at the middle of the fade).
+    """Last frame before each cut, in order: hard cuts, and fades through black (at half brightness).
 
     in: (T, h, w, 3) cells. A hard cut is a jump far above what is usual around it after which the picture
     does not come back (a flash does). The first and last two frames are not looked at: a clip's opening
@@ -194,7 +199,7 @@ def shot_cuts(cells: np.ndarray) -> list[int]:
 
 
 def _fades(luma: np.ndarray) -> list[int]:
-    """The middle of each fade to black that something follows."""
+    """The last frame of each fade to black that is half as bright as its start; none where nothing follows."""
     found, i = [], 1
     black = luma < FADE_BLACK
     while i < len(luma):
@@ -209,6 +214,6 @@ def _fades(luma: np.ndarray) -> list[int]:
             end += 1
         slow = luma[start] - luma[i] >= FADE_DROP and i - start >= 4
         if slow and end < len(luma):
-            found.append((start + i) // 2)
+            found.append(start + int(np.flatnonzero(luma[start:i] >= luma[start] / 2)[-1]))
         i = end
     return found

@@ -14,7 +14,7 @@ class WorldSettings(Strict):
     ditto: int = Field(24, gt=0)
     openve: int = Field(24, gt=0)
     reco: int = Field(24, gt=0)
-    nhr_edit: int = Field(32, gt=0)
+    nhr: int = Field(32, gt=0)
     koala: int = Field(40, gt=0)
 
 
@@ -35,3 +35,10 @@ class DemoSettings(Strict):
     loader: LoaderSettings = LoaderSettings()
     ray: RaySettings = RaySettings()
     edit: EditSettings = EditSettings()
+
+
+SHORT = (
+    "world.ditto=6", "world.openve=6", "world.reco=6", "world.nhr=10", "world.koala=10",
+    "stage0_steps=12", "stage1_steps=12", "train.checkpoint_every=6", "train.heldout_every=12",
+    "train.heldout_samples=2", "train.strip_every=12", "train.strip_steps=4", "edit.clips=1", "edit.steps=6",
+)  # fmt: skip

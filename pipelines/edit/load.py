@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,10 @@ DEFAULT_PRESET = "wan2.1-t2v-14b"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A pipeline and where its weights came from. window: the longest clip its weights were trained on, in frames."""
+    """A pipeline, where its weights came from and how they were trained.
+
+    step: of the run's checkpoint; window: frames of the longest clips in training; anchors: semantic anchor frames.
+    """
 
     pipeline: EditPipeline
     preset: Preset
@@ -31,6 +35,7 @@ class Loaded:
     step: int | None = None
     window: int = RELEASED_WINDOW
     prefix: str = "[Video edit] "
+    anchors: int = 1
 
 
 @dataclass(frozen=True)
@@ -48,15 +53,22 @@ def load_run(run: str, step: int | None = None, which: str = "ema") -> Weights:
 
     InputError when there is no such folder or checkpoint, or when the checkpoint cannot be read.
     """
-    from pipelines.train.checkpoint import load_weights
+    from torch.distributed.checkpoint import CheckpointException
+
+    from pipelines.train.checkpoint import load_weights, newest_step
 
     try:
-        tensors, preset, state = load_weights(run, step, which)
-    except (OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise InputError(f"the checkpoint in {run} cannot be read: {type(error).__name__}: {_first_line(error)}") from None
+        at = newest_step(run) if step is None else step
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
+            tensors, preset, state = load_weights(run, at, which)
+    except (OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError, CheckpointException) as error:
+        raise InputError(
+            f"the checkpoint in {run} cannot be read: {type(error).__name__}: {_first_line(error)}"
+        ) from None
     if not tensors:
         raise InputError(f"the checkpoint in {run} holds no {which} weights")
-    return Weights(tensors, get_preset(preset), int(state["next_step"]), state)
+    return Weights(tensors, get_preset(preset), int(at or 0), state)
 
 
 def load_pipeline(
@@ -66,11 +78,12 @@ def load_pipeline(
     *,
     step: int | None = None,
     device: str | None = None,
+    offload: bool = False,
 ) -> Loaded:
     """An edit pipeline from a run folder (its EMA weights), or from a weights file or diffusers folder of a preset.
 
-    device: cuda where there is one, else the CPU; bfloat16 on cuda, float32 on the CPU. InputError for a run without
-    a checkpoint, an unknown preset, and weights that do not fit.
+    device: cuda where there is one, else the CPU; bfloat16 on cuda, float32 on the CPU. offload: only one part at a
+    time on the device. InputError for a run without a checkpoint, an unknown preset, and weights that do not fit.
     """
     import torch
 
@@ -85,15 +98,16 @@ def load_pipeline(
         found = load_run(run, step)
         if preset is not None and get_preset(preset).name != found.preset.name:
             raise InputError(f"{run} was trained with preset {found.preset.name}, not {preset}")
-        model, chosen, at = _build(found, run, dtype), found.preset, found.step
-        window, prefix = trained_window(run), trained_prefix(run)
+        model, chosen, at, trained = _build(found, run, dtype), found.preset, found.step, trained_with(run)
     else:
-        assert weights is not None
-        chosen, at, window, prefix = get_preset(preset or DEFAULT_PRESET), None, RELEASED_WINDOW, "[Video edit] "
-        model = load_weights_file(weights, chosen, dtype)
-    encoders = Encoders.from_preset(chosen, device=device, dtype=dtype)
-    origin = storage.absolute(run if run is not None else str(weights))
-    return Loaded(EditPipeline(model.to(device), encoders), chosen, origin, at, window, prefix)
+        if step is not None:
+            raise InputError("--step chooses among a run's checkpoints; --weights has none")
+        chosen, at, trained = get_preset(preset or DEFAULT_PRESET), None, {}
+        model = load_weights_file(str(weights), chosen, dtype)
+    home = "cpu" if offload else device
+    encoders = Encoders.from_preset(chosen, device=home, dtype=dtype)
+    pipeline = EditPipeline(model.to(home), encoders, offload=device if offload else None)
+    return Loaded(pipeline, chosen, storage.absolute(run if run is not None else str(weights)), at, **trained)
 
 
 def load_weights_file(path: str, preset: Preset, dtype: torch.dtype | None = None) -> Any:
@@ -108,20 +122,17 @@ def load_weights_file(path: str, preset: Preset, dtype: torch.dtype | None = Non
     return load_official(place, preset, dtype=dtype)
 
 
-def read_plan(run: str) -> dict[str, Any]:
-    """The run's plan.json; empty when there is none (a run folder written by hand, say)."""
+def trained_with(run: str) -> dict[str, Any]:
+    """window, prefix and anchors of the run's mixture, from its plan.json; what that does not say is left out."""
     try:
-        return json.loads(storage.read_bytes(storage.join(run, "plan.json")))
-    except (OSError, ValueError):
+        mixture = json.loads(storage.read_bytes(storage.join(run, "plan.json")))["mixture"]
+        return {
+            "window": max(int(n) for n in mixture["buckets"]["frames"]),
+            "prefix": str(mixture["prompt_prefix"]),
+            "anchors": int(mixture["anchors"]["n"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-
-
-def trained_window(run: str) -> int:
-    raise NotImplementedError
-
-
-def trained_prefix(run: str) -> str:
-    raise NotImplementedError
 
 
 def _build(found: Weights, origin: str, dtype: torch.dtype | None) -> Any:

@@ -3,39 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
+from pipelines.edit.load import Loaded
 from pipelines.progress import say, track
 from pipelines.samples import storage
 from sama import video
 from sama.edit_files import Edited, as_changes, edit_media, output_format
-from sama.editing import EditPipeline, EditSettings
+from sama.editing import EditSettings
 from sama.errors import InputError
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A pipeline with what belongs to its preset. run: where the weights came from, as the user named it."""
-
-    pipeline: EditPipeline
-    preset: str
-    area: int
-    multiple: int
-    run: str
-    step: int | None
-
-
-@dataclass(frozen=True)
-class Job:
-    """One edit to make. facts: anything more to write into the json beside the result (key, category, ...)."""
-
-    clip: str
-    instruction: str
-    out: str
-    facts: dict[str, Any]
 
 
 def read_instructions(uri: str) -> list[str]:
@@ -75,24 +54,28 @@ def edit_clip(
     InputError for a clip that is missing or cannot be decoded, and for an `out` that does not fit it; nothing is
     written then.
     """
-    how = settings or EditSettings()
+    how = settings or settings_for(loaded, {})
     data = read_clip(clip)
-    if storage.absolute(clip) == storage.absolute(out):
-        raise InputError(f"{out} is the clip itself; choose another name for the edit")
     outs = numbered(out, len(instructions))
+    formats = [check_output(clip, data, name) for name in outs]
     labels = iter(outs)
+    edits = edit_media(
+        loaded.pipeline,
+        data,
+        instructions,
+        settings=how,
+        image_format=formats[0],
+        max_frames=max_frames,
+        progress=lambda steps: track(steps, how.steps, PurePosixPath(next(labels)).name, unit="steps"),
+    )
     written = []
-    try:
-        edits = edit_media(
-            loaded.pipeline, data, instructions, area=loaded.area, multiple=loaded.multiple, settings=how,
-            image_format=output_format(data, out), max_frames=max_frames,
-            progress=lambda steps: _watch(steps, how.steps, PurePosixPath(next(labels)).name),
-        )  # fmt: skip
-        for name, edited in zip(outs, edits, strict=True):
-            written.append(_write(loaded, clip, name, edited, how, facts or {}))
-            say(f"{name}: {edited.instruction} ({edited.seconds:.1f} s)")
-    except video.MediaError as error:
-        raise InputError(f"{clip}: {error}") from None
+    with _few_threads(loaded):
+        try:
+            for name, edited in zip(outs, edits, strict=True):
+                written.append(_write(loaded, clip, name, edited, how, facts or {}))
+                say(f"{name}: {edited.instruction} ({edited.seconds:.1f} s)")
+        except video.MediaError as error:
+            raise InputError(f"{clip}: {error}") from None
     return written
 
 
@@ -109,6 +92,36 @@ def read_clip(clip: str) -> bytes:
     return data
 
 
+def check_output(clip: str, data: bytes, out: str) -> str:
+    """The format to write `out` in. InputError when it does not fit the clip's bytes, or is the clip itself."""
+    if storage.absolute(clip) == storage.absolute(out):
+        raise InputError(f"{out} is the clip itself; choose another name for the edit")
+    if storage.is_folder(out):
+        raise InputError(f"{out} is a folder; name the file to write")
+    return output_format(data, out)
+
+
+def settings_for(loaded: Loaded, given: dict[str, Any]) -> EditSettings:
+    """Settings of an edit: what was given (None: not given), else as these weights were trained, else the defaults."""
+    trained = {"frames_per_window": loaded.window, "prefix": loaded.prefix, "anchors": loaded.anchors}
+    return EditSettings(**{**trained, **{k: v for k, v in given.items() if v is not None}})
+
+
+@contextmanager
+def _few_threads(loaded: Loaded) -> Iterator[None]:
+    """One thread for a toy on the CPU: its matrices are so small that on a busy machine two threads spend their time
+    waiting for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    if loaded.preset.random:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _write(
     loaded: Loaded, clip: str, out: str, edited: Edited, how: EditSettings, facts: dict[str, Any]
 ) -> dict[str, Any]:
@@ -119,9 +132,9 @@ def _write(
         "source": storage.absolute(clip),
         "output": PurePosixPath(out).name,
         "seconds": round(edited.seconds, 2),
-        "run": loaded.run,
+        "run": loaded.origin,
         "step": loaded.step,
-        "preset": loaded.preset,
+        "preset": loaded.preset.name,
         **as_changes(how),
         "frames": len(edited.frames),
         "fps": edited.facts.fps,
@@ -134,10 +147,6 @@ def _write(
     storage.write_bytes(f"{stem}.strip.png", edited.strip())
     storage.write_bytes(f"{stem}.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
     return about
-
-
-def _watch(steps: Iterable[int], total: int, label: str) -> Iterator[int]:
-    return track(steps, total, label, unit="steps")
 
 
 def _split(out: str) -> tuple[str, str]:

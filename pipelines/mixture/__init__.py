@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 _WHERE = {
-    "BatchPlan": "plan", "GlobalBatch": "plan", "Slot": "plan", "Mixture": "mixture",
+    "BatchPlan": "plan", "GlobalBatch": "batch", "Slot": "batch", "HeldOut": "batch", "Mixture": "mixture",
     "load_mixture": "mixture", "heldout": "plan",
 }  # fmt: skip
 

@@ -181,9 +181,13 @@ class Mixture(Strict):
         """Streams that take part: they are described and have a turn in the schedule."""
         return [s for s in STREAMS if getattr(self.streams, s) is not None and getattr(self.schedule, s) > 0]
 
+    def model_dump(self, **how: Any) -> dict[str, Any]:
+        """As pydantic's, with the names of the file (`schema`)."""
+        return super().model_dump(**{"by_alias": True, **how})
+
     def tree(self) -> dict[str, Any]:
         """Plain values, as they would stand in the file."""
-        return self.model_dump(mode="json", by_alias=True)
+        return self.model_dump(mode="json")
 
     @property
     def digest(self) -> str:

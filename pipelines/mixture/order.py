@@ -21,11 +21,6 @@ def key_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def uniform(seed: int, purpose: str) -> float:
-    """A number in [0, 1) that belongs to (seed, purpose)."""
-    return key_of(seed, purpose) / float(1 << 63)
-
-
 def integer_weights(weights: Sequence[float | Fraction]) -> list[int]:
     """Positive weights as integers, exact where their common denominator is small, else to 1 part in 2**28."""
     exact = [Fraction(w).limit_denominator(1 << 40) if isinstance(w, Fraction) else Fraction(str(w)) for w in weights]
@@ -111,14 +106,18 @@ class Interleave:
         self._descend(mid, hi, (n - taken)[~goes], where[~goes], leaf, ordinal)
 
 
-def mix(values: np.ndarray | int) -> np.ndarray:
-    """A bijective scrambling of 64-bit words (the finaliser of splitmix64)."""
-    x = np.asarray(values, np.uint64)
-    with np.errstate(over="ignore"):
-        x = x + np.uint64(0x9E3779B97F4A7C15)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+def mix(values: np.ndarray) -> np.ndarray:
+    """A bijective scrambling of an array of 64-bit words (the finaliser of splitmix64)."""
+    x = np.asarray(values, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def uniform(seeds: np.ndarray, purpose: str) -> np.ndarray:
+    """A number in [0, 1) that belongs to (seed, purpose), for each seed (float64)."""
+    words = mix(mix(np.asarray(seeds, np.uint64)) ^ np.uint64(key_of(purpose)))
+    return (words >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
 def permute(positions: np.ndarray, size: int, keys: np.ndarray, inverse: bool = False) -> np.ndarray:
@@ -152,4 +151,4 @@ def _feistel(value: np.ndarray, keys: np.ndarray, half: int, inverse: bool) -> n
 
 def epoch_keys(base: int, epochs: np.ndarray) -> np.ndarray:
     """One permutation key per epoch of a group (uint64)."""
-    return mix(np.uint64(base) ^ mix(np.asarray(epochs, np.uint64)))
+    return mix(np.uint64(base) ^ mix(np.atleast_1d(np.asarray(epochs, np.uint64))))

@@ -136,24 +136,36 @@ def write_bytes(uri: str | os.PathLike, data: bytes | str) -> None:
 def write_part(folder: str | os.PathLike, table: pa.Table, name: str | None = None) -> str:
     """Append a uniquely named parquet part to a table's folder; the URI written."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(_readable(table), sink, compression="zstd")
     uri = join(folder, f"part-{name or uuid.uuid4().hex}.parquet")
     write_bytes(uri, sink.getvalue().to_pybytes())
     return uri
 
 
+def _readable(table: pa.Table) -> pa.Table:
+    """Fixed-size lists as plain lists: pyarrow writes a null among them in a way that it cannot read again."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_fixed_size_list(field.type):
+            table = table.set_column(i, field.name, table.column(i).cast(pa.list_(field.type.value_type)))
+    return table
+
+
 def read_parts(folder: str | os.PathLike, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """All parts of a table in name order, cast to `schema`; an absent folder is an empty table."""
+    parts = [read_part(uri, schema, columns) for uri in list_files(folder, ".parquet", recursive=True)]
+    wanted = pa.schema([schema.field(n) for n in columns or schema.names])
+    return pa.concat_tables(parts) if parts else wanted.empty_table()
+
+
+def read_part(uri: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
+    """One part, cast to `schema`; columns that came into the version after it was written are null."""
     names = columns or schema.names
     wanted = pa.schema([schema.field(n) for n in names])
-    tables = []
-    for uri in list_files(folder, ".parquet", recursive=True):
-        fs, path = locate(uri)
-        part = pq.ParquetFile(fs.open_input_file(path))
-        present = [n for n in names if n in part.schema_arrow.names]
-        table = part.read(columns=present)
-        for name in names:
-            if name not in present:  # a column added to the version after this part was written
-                table = table.append_column(name, pa.nulls(table.num_rows, wanted.field(name).type))
-        tables.append(table.select(names).cast(wanted))
-    return pa.concat_tables(tables) if tables else wanted.empty_table()
+    fs, path = locate(uri)
+    with fs.open_input_file(path) as file:
+        part = pq.ParquetFile(file)
+        table = part.read(columns=[n for n in names if n in part.schema_arrow.names])
+    for name in names:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(table.num_rows, wanted.field(name).type))
+    return table.select(names).cast(wanted)

@@ -15,7 +15,8 @@ CATEGORIES = (
 )  # fmt: skip
 REJECT_REASONS = (
     "missing_source", "missing_target", "unreadable_source", "unreadable_target", "no_instruction",
-    "no_caption", "bad_row", "wrong_media_type", "duplicate", "truncated_archive",
+    "no_caption", "bad_row", "wrong_media_type", "duplicate", "truncated_archive", "unreadable_archive",
+    "digest_mismatch", "unexpected_error",
 )  # fmt: skip
 DECISIONS = ("kept", "rejected", "failed", "unscored")
 

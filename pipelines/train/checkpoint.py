@@ -2,35 +2,33 @@
 
 `RUN/checkpoints/step-N/` holds the tensors when steps 0..N-1 are done. `state.json` in it is written last and alone
 makes it a checkpoint: a folder without it is what a crash left, never read, and overwritten. Only tensors go through
-DCP (whose metadata is a pickle, read through an unpickler that knows a dozen harmless names); all else is in state.json.
+DCP, whose metadata is a pickle (see dcp_files.py for how it is read); all else is in state.json.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import pyarrow.fs as pafs
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.filesystem import FileSystemBase
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from pipelines.samples import storage
+from pipelines.train.dcp_files import Reader, Writer
 from sama.errors import InputError
 
 FOLDER, MARKER = "checkpoints", "state.json"
-METADATA = ".metadata"
 LEASE = "lease.json"
+SCHEMA = "sama.checkpoint/1"
 
 
-class Superseded(Exception):
+class SupersededError(Exception):
     """Another job has taken over this run folder: whoever is told this must stop writing."""
 
 
@@ -61,12 +59,12 @@ def take_lease(run: str, holder: str) -> None:
 
 
 def check_lease(run: str, holder: str | None) -> None:
-    """Superseded when somebody else took the run folder over in the meantime."""
+    """SupersededError when somebody else took the run folder over in the meantime."""
     if holder is None:
         return
     found = json.loads(storage.read_bytes(storage.join(run, LEASE)))["holder"]
     if found != holder:
-        raise Superseded(f"another training job has taken over {run}")
+        raise SupersededError(f"another training job has taken over {run}")
 
 
 def save(
@@ -84,15 +82,18 @@ def save(
         storage.make_folder(target)
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.barrier()
-    dcp.save(
-        dict(tensors),
-        storage_writer=_Writer(target),
-        planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
-        no_dist=not dist.is_initialized(),
-    )
+    with _quiet():
+        dcp.save(
+            dict(tensors),
+            storage_writer=Writer(target),
+            planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            no_dist=not dist.is_initialized(),
+        )
     if first:
         check_lease(run, holder)
-        storage.write_bytes(storage.join(target, MARKER), json.dumps({"schema": "sama.checkpoint/1", **state}, indent=1))
+        storage.write_bytes(
+            storage.join(target, MARKER), json.dumps({"schema": "sama.checkpoint/1", **state}, indent=1)
+        )
     return target
 
 
@@ -104,25 +105,33 @@ def load(run: str, step: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, 
 
 def load_tensors(uri: str, tensors: Mapping[str, torch.Tensor]) -> None:
     """Fill `tensors` in place from a checkpoint folder. KeyError names a tensor that it lacks."""
-    dcp.load(
-        dict(tensors),
-        storage_reader=_Reader(uri),
-        planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
-        no_dist=not dist.is_initialized(),
-    )
+    _read_into(uri, tensors, alone=not dist.is_initialized())
+
+
+def _read_into(uri: str, tensors: Mapping[str, torch.Tensor], alone: bool) -> None:
+    with _quiet():
+        dcp.load(
+            dict(tensors),
+            storage_reader=Reader(uri),
+            planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            no_dist=alone,
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """DCP warns whenever it works without a process group, which is what we want."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def read_full(uri: str, prefix: str) -> dict[str, torch.Tensor]:
     """All tensors whose name starts with `prefix`, whole, on the CPU, without the prefix; needs no process group."""
-    found = _Reader(uri).read_metadata().state_dict_metadata
+    found = Reader(uri).read_metadata().state_dict_metadata
     named = {k: v for k, v in found.items() if k.startswith(prefix) and isinstance(v, TensorStorageMetadata)}
     tensors = {k: torch.empty(v.size, dtype=v.properties.dtype) for k, v in named.items()}
-    dcp.load(
-        dict(tensors),
-        storage_reader=_Reader(uri),
-        planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
-        no_dist=True,
-    )
+    _read_into(uri, tensors, alone=True)
     return {k.removeprefix(prefix): t for k, t in tensors.items()}
 
 
@@ -160,136 +169,3 @@ def load_weights(run: str, step: int | None = None, which: str = "ema") -> tuple
 def load_ema(run: str, step: int | None = None) -> tuple[dict[str, torch.Tensor], str, dict]:
     """The averaged weights of a run; see `load_weights`."""
     return load_weights(run, step, "ema")
-
-
-class _ArrowFiles(FileSystemBase):
-    """The few operations that DCP needs, through pyarrow.fs."""
-
-    @contextmanager
-    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
-        fs, name = storage.locate(str(path))
-        if isinstance(fs, pafs.LocalFileSystem):
-            with open(name, mode) as file:
-                yield file
-        elif mode == "rb":
-            with fs.open_input_file(name) as stream:
-                yield _Stream(stream)
-        else:
-            with fs.open_output_stream(name) as stream:
-                yield _Stream(stream)
-
-    def concat_path(self, path: Any, suffix: str) -> str:
-        return storage.join(str(path), suffix)
-
-    def rename(self, path: Any, new_path: Any) -> None:
-        fs, name = storage.locate(str(path))
-        fs.move(name, storage.locate(str(new_path))[1])
-
-    def init_path(self, path: Any) -> str:
-        return storage.absolute(str(path))
-
-    def mkdir(self, path: Any) -> None:
-        storage.make_folder(str(path))
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        return True
-
-    def exists(self, path: Any) -> bool:
-        return storage.exists(str(path))
-
-    def rm_file(self, path: Any) -> None:
-        storage.remove(str(path))
-
-
-class _Stream(io.RawIOBase):
-    """An Arrow stream with the manners of a Python file that torch.save and torch.load expect."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return bool(self._stream.readable())
-
-    def writable(self) -> bool:
-        return bool(self._stream.writable())
-
-    def seekable(self) -> bool:
-        return bool(self._stream.seekable())
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
-    def write(self, data: Any) -> int:
-        self._stream.write(bytes(data))
-        return len(data)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return int(self._stream.seek(offset, whence))
-
-    def tell(self) -> int:
-        return int(self._stream.tell())
-
-    def close(self) -> None:
-        if not self.closed:
-            self._stream.close()
-        super().close()
-
-
-class _Writer(FileSystemWriter):
-    def __init__(self, uri: str) -> None:
-        # an object store has no fsync, and os.sync() would flush the whole machine instead
-        super().__init__(uri, sync_files="://" not in uri)
-        self.fs = _ArrowFiles()  # type: ignore[assignment]
-        self.path = self.fs.init_path(uri)
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        return True
-
-
-class _Reader(FileSystemReader):
-    def __init__(self, uri: str) -> None:
-        super().__init__(uri)
-        self.fs = _ArrowFiles()  # type: ignore[assignment]
-        self.path = self.fs.init_path(uri)
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        data = storage.read_bytes(self.fs.concat_path(self.path, METADATA))
-        metadata = _Unpickler(io.BytesIO(data)).load()
-        if metadata.storage_meta is None:
-            metadata.storage_meta = StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        return True
-
-
-class _Unpickler(pickle.Unpickler):
-    """Reads DCP's metadata and nothing else: these names build plain records, none of them runs anything."""
-
-    ALLOWED = frozenset(
-        {
-            ("torch", "Size"),
-            ("torch", "float32"),
-            ("torch", "bfloat16"),
-            ("torch.serialization", "_get_layout"),
-            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-            ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
-            ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
-            ("torch.distributed.checkpoint.metadata", "Metadata"),
-            ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
-            ("torch.distributed.checkpoint.metadata", "StorageMeta"),
-            ("torch.distributed.checkpoint.metadata", "TensorProperties"),
-            ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self.ALLOWED:
-            raise InputError(f"the checkpoint's metadata asks for {module}.{name}, which no checkpoint of ours holds")
-        return super().find_class(module, name)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,9 @@ class World:
         dist.all_gather_object(found, value)
         return found
 
-    def agree(self, value: object) -> object:
+    def agree(self, value: T) -> T:
         """Rank 0's small object, on every rank."""
-        box = [value]
+        box: list[Any] = [value]
         if self.size > 1:
             dist.broadcast_object_list(box, src=0)
         return box[0]
@@ -85,13 +89,16 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], world: World, precision
     """
     whole = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False)
     half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # the objective takes its outputs as they are and changes none in place, which is what FSDP2 warns of at every step
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
     if precision == "bfloat16":
         model.compute_dtype = torch.bfloat16  # type: ignore[assignment]
     for block in blocks:
         if precision == "bfloat16":
             fully_shard(list(_products(block)), mesh=world.mesh, mp_policy=half)
         fully_shard(block, mesh=world.mesh, mp_policy=whole)
-    return fully_shard(model, mesh=world.mesh, mp_policy=whole)
+    fully_shard(model, mesh=world.mesh, mp_policy=whole)
+    return model
 
 
 def _products(block: nn.Module) -> Iterator[nn.Module]:

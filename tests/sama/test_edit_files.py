@@ -145,9 +145,9 @@ def test_stretch_there_and_back_keeps_a_smooth_picture():
 def test_strip_has_the_source_above_the_edit():
     source, edited = np.zeros((9, 64, 96, 3), np.uint8), np.full((9, 64, 96, 3), 200, np.uint8)
     rows = video.decode(strip(source, edited))[0]
-    assert rows.shape == (128, 6 * 96, 3)
-    assert rows[:64].max() == 0
-    assert rows[64:].min() == 200
+    assert rows.shape == (256, 6 * 192, 3)
+    assert rows[:128].max() == 0
+    assert rows[128:].min() == 200
 
 
 def test_only_the_beginning(pipeline):

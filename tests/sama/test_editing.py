@@ -9,7 +9,8 @@ import torch
 from sama.editing import EditPipeline, EditSettings, latent_frames, pad_length
 from sama.errors import InputError
 from sama.randomness import normal
-from tests.sama.toys import ToyEncoders, ToyModel, WindowModel, clip
+from sama.sampler import windows
+from tests.sama.toys import DriftModel, ToyEncoders, ToyModel, WindowModel, clip
 
 
 def toy_pipeline(model=None):
@@ -127,6 +128,36 @@ def test_windows_see_their_own_piece_and_the_first_windows_semantic_tokens():
     climbs = moved.diff()
     assert climbs.min() >= -1e-6
     assert climbs.max() < 0.5
+
+
+def moving_clip(frames: int) -> np.ndarray:
+    """A blob on waves, both moving steadily: (frames, 48, 64, 3) uint8."""
+    y, x = np.mgrid[0:48, 0:64]
+    t = np.arange(frames)[:, None, None]
+    blob = np.exp(-((x - 32 - 20 * np.sin(t / 9)) ** 2 + (y - 24 - 14 * np.cos(t / 7)) ** 2) / 120)
+    waves = 60 + 40 * np.sin((x + 0.7 * t) / 6) + 30 * np.cos(y / 5)
+    return (
+        np.stack([0.8 * waves + 100 * blob, waves, 0.6 * waves + 60 * (1 - blob)], axis=-1)
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
+
+
+def seam(settings: EditSettings) -> float:
+    """Largest change of a frame at the joints of windows over what 99 % of the other frames of the edit stay below."""
+    frames = moving_clip(300)
+    edited = EditPipeline(DriftModel(0.3), ToyEncoders()).edit(frames, "x", settings, progress=False)
+    change = np.abs(edited[1:].astype(np.float32) - edited[:-1]).mean(axis=(1, 2, 3))
+    starts = windows(latent_frames(301), settings.window, settings.shared)
+    joints = {4 * b - 4 + i for s in starts[1:] for b in range(s, s + settings.shared + 1) for i in range(4)}
+    elsewhere = np.delete(change, sorted(joints))
+    return float(change[sorted(joints)].max() / np.quantile(elsewhere, 0.99))
+
+
+def test_a_long_clip_shows_no_seam_although_each_window_drifts():
+    how = EditSettings(steps=2, guidance=1.0, frames_per_window=33)
+    assert seam(how) < 1.15
+    assert seam(EditSettings(steps=2, guidance=1.0, frames_per_window=33, overlap=0)) > 1.5  # the same without blending
 
 
 def test_without_semantic_tokens():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -51,7 +53,7 @@ def test_euler_moves_latents_and_semantic_tokens_with_the_same_steps():
         return State(-state.latents + sigma, 2.0 * state.semantic - sigma)
 
     latents, semantic = start.latents.clone(), start.semantic.clone()
-    for now, then in zip(sigmas, sigmas[1:], strict=False):
+    for now, then in itertools.pairwise(sigmas):
         step_latents, step_semantic = -latents + now, 2.0 * semantic - now
         latents, semantic = latents + (then - now) * step_latents, semantic + (then - now) * step_semantic
     end = euler(start, sigmas, velocity)
@@ -110,7 +112,7 @@ def test_windows_cover_and_overlap(length, size, data):
     assert starts[0] == 0
     assert starts[-1] + size_here == length
     assert starts == sorted(set(starts))
-    for a, b in zip(starts, starts[1:], strict=False):
+    for a, b in itertools.pairwise(starts):
         assert a + size - b >= overlap
     weights = window_weights(length, size, starts)
     assert weights.shape == (len(starts), length)

@@ -50,6 +50,19 @@ class WindowModel(ToyModel):
         return torch.full_like(latents, float(number)), semantic
 
 
+class DriftModel(ToyModel):
+    """Reaches the source exactly, plus a brightness that climbs from the first to the last frame of each window:
+    what real editors do over a clip, and what makes hard cuts between windows visible."""
+
+    def __init__(self, climb: float) -> None:
+        super().__init__()
+        self.climb = climb
+
+    def forward(self, latents, timestep, text_embeds, source_latents=None, semantic_tokens=None):
+        ramp = self.climb * torch.linspace(0, 1, latents.shape[2]).view(1, 1, -1, 1, 1)
+        return (latents - source_latents - ramp) / (timestep / 1000), torch.zeros_like(semantic_tokens)
+
+
 class ToyEncoders:
     """Latents are block means (4 frames after the first, 8x8 pixels, 3 channels) in -1..1; text is its length."""
 

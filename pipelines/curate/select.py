@@ -1,0 +1,212 @@
+"""Turn verdicts into a frozen list of kept and rejected rows, each rejection with its reasons."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from pipelines import config
+from pipelines.curate import reasons as why
+from pipelines.curate.rules import Rules
+from pipelines.curate.signals import SIGNALS_VERSION
+from pipelines.curate.summary import summarise
+from pipelines.curate.verdicts import verdicts
+from pipelines.samples import storage, tables
+from pipelines.samples.index import read_index
+from sama.errors import InputError
+
+KEPT, REJECTED, FAILED, UNSCORED = range(4)
+assert tables.DECISIONS == ("kept", "rejected", "failed", "unscored")
+
+
+def select(root: str, name: str, rules: Rules | None = None) -> dict[str, Any]:
+    """Judge every index row and write ROOT/selections/<name>; the summary (see `summary.summarise`).
+
+    A selection is frozen: the same name with the same rules is left as it is, with other rules it is an
+    InputError, however many samples or verdicts have come since. Null scores never pass a threshold.
+    """
+    rules = rules or Rules()
+    folder = selection_folder(root, name)
+    document: dict[str, Any] = {
+        "schema": "sama.selection/1",
+        "name": name,
+        "rules": rules.model_dump(mode="json", by_alias=True),
+    }
+    if storage.exists(storage.join(folder, "summary.json")):
+        return _frozen(folder, name, document)
+    index = read_index(root, rules.only, why.INDEX_COLUMNS)
+    blocklist = read_blocklist(root)
+    table = decide(root, index, rules, blocklist)
+    summary = summarise(table, index.num_rows, rules)
+    document |= {"signals_version": SIGNALS_VERSION, "judge_id": rules.judge.judge_id if rules.judge else None}
+    document |= {"blocklist_digest": _digest_of(blocklist), "digest": summary["digest"]}
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    storage.write_bytes(storage.join(folder, "selection.parquet"), sink.getvalue().to_pybytes())
+    storage.write_bytes(storage.join(folder, "selection.yaml"), yaml.safe_dump(document, sort_keys=False))
+    # written last: a selection without it is unfinished and is made again
+    storage.write_bytes(storage.join(folder, "summary.json"), json.dumps(summary, indent=1))
+    return summary
+
+
+def decide(root: str, index: pa.Table, rules: Rules, blocklist: pa.Table) -> pa.Table:
+    """The decision on each row of `index` (columns: reasons.INDEX_COLUMNS), as tables.SELECTION, same order.
+
+    failed: it could not be looked at. rejected: at least one reason. unscored: no reason, but no signals
+    yet, or a judge that the rules name has not answered. kept: the rest.
+    """
+    wanted = [*why.SIGNAL_COLUMNS, *why.named_columns(rules)]
+    seen = verdicts(root, index["sample_digest"], rules.judge.judge_id if rules.judge else None, wanted)
+    status, statuses = why.words(seen["status"])
+    ok = status == (statuses.index("ok") if "ok" in statuses else -2)
+    failed = status == (statuses.index("failed") if "failed" in statuses else -2)
+    ledger = _Reasons(index.num_rows)
+    ledger.put(np.ones(index.num_rows, bool), "blocklisted", blocked(index, blocklist))
+    stages, stage_names = why.words(seen["error_stage"])
+    for code, stage in enumerate(stage_names):
+        ledger.put(failed, f"{stage}_failed", (stages == code)[failed])
+    facts, signals = why.facts(index), why.signal_columns(seen, index, rules)
+    lacking = np.zeros(index.num_rows, bool)
+    for kind, dataset, rows in _groups(index):
+        thresholds = rules.of(kind, dataset)
+        why.index_reasons(thresholds, _pick(facts, rows), partial(ledger.put, rows))
+        looked = rows & ok
+        mine = _pick(signals, looked) | {"exempt": _motion_exempt(index, thresholds.motion_exempt)[looked]}
+        why.signal_reasons(thresholds, mine, partial(ledger.put, looked))
+        if rules.judge and kind != "text_to_video":
+            lacking[looked] = why.judge_reasons(rules.judge, kind, mine, partial(ledger.put, looked))
+    decision = np.select([failed, ledger.any(), ~ok | lacking], [FAILED, REJECTED, UNSCORED], KEPT)
+    unscored = decision == UNSCORED
+    ledger.put(unscored, "no_signals", ~ok[unscored])
+    ledger.put(unscored, "not_judged", (ok & lacking)[unscored])
+    chosen = pa.DictionaryArray.from_arrays(pa.array(decision, pa.int32()), pa.array(tables.DECISIONS))
+    columns = {"key": index["key"], "sample_digest": index["sample_digest"], "decision": chosen}
+    columns |= {"reasons": ledger.lists(), "dataset": index["dataset"], "category": index["category"]}
+    return pa.table(columns).cast(tables.SELECTION)
+
+
+def blocked(index: pa.Table, blocklist: pa.Table) -> np.ndarray:
+    """Rows whose media, footage or address is on the blocklist."""
+    hit = np.zeros(index.num_rows, bool)
+    pairs = [("source_sha256", "sha256"), ("target_sha256", "sha256"), ("source_group",) * 2, ("source_url",) * 2]
+    for mine, theirs in pairs:
+        values = blocklist[theirs].drop_null().combine_chunks()
+        if len(values):
+            hit |= np.asarray(pc.is_in(index[mine], value_set=values).to_numpy(zero_copy_only=False))
+    return hit
+
+
+def read_blocklist(root: str) -> pa.Table:
+    """ROOT/blocklist.parquet (columns: tables.BLOCKLIST); an absent one is empty."""
+    uri = storage.join(root, "blocklist.parquet")
+    if not storage.exists(uri):
+        return tables.BLOCKLIST.empty_table()
+    try:
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+        return table.select(tables.BLOCKLIST.names).cast(tables.BLOCKLIST)
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise InputError(f"{uri} is not a blocklist: {error}") from None
+
+
+def read_selection(root: str, name: str) -> pa.Table:
+    """A frozen selection, columns: tables.SELECTION. InputError names the selections there are."""
+    folder = selection_folder(root, name)
+    if not storage.exists(storage.join(folder, "summary.json")):
+        there = storage.list_folders(storage.join(root, "selections"))
+        known = f"there are {', '.join(there)}" if there else "there is none yet, run `sama select`"
+        raise InputError(f"{storage.absolute(root)} has no selection {name}; {known}")
+    data = storage.read_bytes(storage.join(folder, "selection.parquet"))
+    return pq.read_table(pa.BufferReader(data)).cast(tables.SELECTION)
+
+
+def read_summary(root: str, name: str) -> dict[str, Any]:
+    """The counts of a frozen selection."""
+    return json.loads(storage.read_bytes(storage.join(selection_folder(root, name), "summary.json")))
+
+
+def selection_folder(root: str, name: str) -> str:
+    if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
+        raise InputError(f"{name!r} is no name for a selection: use letters, digits, '-', '_' and '.'")
+    return storage.join(root, "selections", name)
+
+
+def _frozen(folder: str, name: str, document: dict[str, Any]) -> dict[str, Any]:
+    before = yaml.safe_load(storage.read_bytes(storage.join(folder, "selection.yaml")))
+    old, new = (config.flatten(d.get("rules") or {}) for d in (before, document))
+    differing = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+    if differing:
+        key = differing[0]
+        raise InputError(
+            f"selection {name} is frozen with {key} = {old.get(key)!r}, now it is {new.get(key)!r}; "
+            "choose another name for other rules"
+        )
+    return json.loads(storage.read_bytes(storage.join(folder, "summary.json")))
+
+
+def _groups(index: pa.Table) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(kind, dataset, mask of rows) for each pair that occurs."""
+    kinds, kind_names = why.words(index["kind"])
+    datasets, dataset_names = why.words(index["dataset"])
+    both = kinds.astype(np.int64) * max(1, len(dataset_names)) + datasets
+    for code in np.unique(both):
+        kind, dataset = divmod(int(code), max(1, len(dataset_names)))
+        yield str(kind_names[kind]), str(dataset_names[dataset]), both == code
+
+
+def _pick(columns: why.Columns, rows: np.ndarray) -> why.Columns:
+    return {name: values[rows] for name, values in columns.items()}
+
+
+def _motion_exempt(index: pa.Table, categories: tuple[str, ...]) -> np.ndarray:
+    """Rows to which no motion threshold applies: their category, or an edit that is to change the motion."""
+    codes, names = why.words(index["category"])
+    moves = np.asarray(pc.fill_null(index["motion_preserving"], True).to_numpy(zero_copy_only=False)).astype(bool)
+    return np.isin(codes, [i for i, n in enumerate(names) if n in categories]) | ~moves
+
+
+def _digest_of(blocklist: pa.Table) -> str | None:
+    if not blocklist.num_rows:
+        return None
+    rows = [b.hex() if b else None for b in blocklist["sha256"].to_pylist()]
+    rest = [blocklist[n].to_pylist() for n in ("source_group", "source_url")]
+    return hashlib.sha256(json.dumps([rows, *rest]).encode()).hexdigest()
+
+
+class _Reasons:
+    """A growing table of (row, reason), kept as one boolean column a reason."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+        self.columns: dict[str, np.ndarray] = {}
+
+    def put(self, rows: np.ndarray, reason: str, mask: np.ndarray) -> None:
+        """`mask` says which of the rows that `rows` (a mask itself) picks have the reason."""
+        if mask.any():
+            column = self.columns.setdefault(reason, np.zeros(self.rows, bool))
+            column[rows] |= mask
+
+    def any(self) -> np.ndarray:
+        return np.logical_or.reduce([np.zeros(self.rows, bool), *self.columns.values()])
+
+    def lists(self) -> pa.ListArray:
+        """list<string> a row, reasons in the order in which they were first met."""
+        names = pa.array(list(self.columns), pa.string())
+        counts = np.zeros(self.rows + 1, np.int64)
+        for column in self.columns.values():
+            counts[1:] += column
+        offsets = np.cumsum(counts)
+        codes, place = np.zeros(offsets[-1], np.int32), offsets[:-1].copy()
+        for code, column in enumerate(self.columns.values()):
+            where = np.flatnonzero(column)
+            codes[place[where]] = code
+            place[where] += 1
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), names.take(pa.array(codes)))

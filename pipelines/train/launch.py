@@ -1,0 +1,234 @@
+"""Training on Ray: resource check, worker group, data, restarts, and the true end in MLflow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pipelines import cluster_session
+from pipelines.config import LoaderSettings, Settings
+from pipelines.progress import say
+from pipelines.samples import storage
+from pipelines.train import checkpoint
+from pipelines.train.checkpoint import load_ema, load_weights
+from pipelines.train.lines import Follower
+from pipelines.train.records import add_event
+from pipelines.train.run_folder import Prepared, RunResult, conclude, prepare
+from pipelines.train.worker import Job
+from sama.errors import InputError
+
+if TYPE_CHECKING:
+    import ray.data
+
+    from pipelines.loading import MicroBatch
+    from pipelines.mixture import BatchPlan
+    from pipelines.train.parallel import World
+
+__all__ = ["RunResult", "TrainingFailedError", "load_ema", "load_weights", "train"]
+
+DATA = "plan"  # name of the dataset that the workers share
+RAY_FOLDER = "ray"  # Ray Train's own files in the run folder; nothing of ours depends on them
+CONTROLLER_FAILURES = 3  # a worker group that does not start is tried this often again, not for ever
+
+
+class TrainingFailedError(Exception):
+    """Training ended before its last step, after all restarts; the message is the first real error."""
+
+
+def train(settings: Settings) -> RunResult:
+    """Train the plan of a mixture to its end and return where it lies.
+
+    The run folder decides where to begin: called again after any kind of death it goes on from the newest complete
+    checkpoint, in the same MLflow run. InputError for what is wrong before the start, TrainingFailedError after it.
+    """
+    prepared = prepare(settings)
+    job, resolved = prepared.job, prepared.settings
+    if prepared.done:
+        say(f"{job.run} has done all its {prepared.steps} steps")
+        return conclude(prepared, "FINISHED")
+    try:
+        cluster_session.connect(resolved.ray)
+        check_resources(resolved)
+    except InputError:
+        conclude(prepared, "FAILED")
+        raise
+    local = "://" not in job.run
+    try:
+        if local:  # the driver follows the files and says each step without Ray's prefix
+            with Follower(job.run, prepared.steps):
+                _fit(prepared, print_lines=False)
+        else:
+            _fit(prepared, print_lines=True)
+        reached = checkpoint.newest_step(job.run) or 0
+        if reached < prepared.steps:
+            raise TrainingFailedError(f"the workers ended at step {reached} of {prepared.steps}")
+    except (KeyboardInterrupt, SystemExit):  # Ray turns Ctrl-C into SystemExit(0)
+        conclude(prepared, "KILLED")
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        message = first_error(error)
+        add_event(job.run, "failed", message, checkpoint.newest_step(job.run))
+        conclude(prepared, "FAILED")
+        if isinstance(error, TrainingFailedError):
+            raise
+        raise TrainingFailedError(message) from error
+    finally:
+        storage.remove(storage.join(job.run, RAY_FOLDER))
+    return conclude(prepared, "FINISHED")
+
+
+def check_resources(settings: Settings) -> None:
+    """InputError with the numbers when workers and loader do not fit: Ray would wait for ever without a word.
+
+    Training workers take their CPUs for good, and come first; the loader's tasks need what is left.
+    """
+    import ray
+
+    how, total = settings.train, ray.cluster_resources()
+    cpus, gpus = total.get("CPU", 0.0), total.get("GPU", 0.0)
+    loader = max(1.0, settings.loader.decode_cpus)
+    needed = how.workers * how.cpus_per_worker + loader
+    workers = f"{how.workers} training worker{'s' if how.workers > 1 else ''}"
+    if needed > cpus:
+        raise InputError(
+            f"{workers} and 1 dataset need {needed:g} CPUs, this cluster has {cpus:g}: "
+            "lower train.workers or train.cpus_per_worker"
+        )
+    if how.workers * how.gpus_per_worker > gpus:
+        raise InputError(
+            f"{workers} need {how.workers * how.gpus_per_worker:g} GPUs, this cluster has {gpus:g}: "
+            "lower train.workers or train.gpus_per_worker"
+        )
+    nodes = [n["Resources"] for n in ray.nodes() if n["Alive"]]
+    if not any(n.get("CPU", 0) >= how.cpus_per_worker and n.get("GPU", 0) >= how.gpus_per_worker for n in nodes):
+        raise InputError(
+            f"no node of this cluster has the {how.cpus_per_worker:g} CPUs and {how.gpus_per_worker:g} GPUs "
+            "of one training worker"
+        )
+
+
+def first_error(error: BaseException) -> str:
+    """The sentence behind a failed training: what the first worker raised that was not only another one's death."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        ordered = sorted(failures.items())
+        real = [(rank, e) for rank, e in ordered if not _is_consequence(e)]
+        rank, found = (real or ordered)[0]
+        return f"rank {rank}: {_sentence(found)}"
+    return _sentence(getattr(error, "controller_failure", error))
+
+
+def _sentence(error: BaseException) -> str:
+    while getattr(error, "cause", None) is not None:  # Ray wraps what a worker raised
+        error = error.cause  # type: ignore[attr-defined]
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    name = type(error).__name__
+    # a traceback as text has its error in the last line
+    text = lines[-1] if lines and lines[0].startswith(("Traceback", "\x1b", "ray::")) else (lines or [name])[0]
+    return text if name in text else f"{name}: {text}"
+
+
+def _is_consequence(error: BaseException) -> bool:
+    """A rank that only noticed that another one is gone."""
+    text = str(error).lower()
+    return any(sign in text for sign in ("connection closed by peer", "connection reset", "broken pipe", "gloo"))
+
+
+def _fit(prepared: Prepared, print_lines: bool) -> None:
+    for name, value in {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how soon a death is noticed
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(prepared.settings.ray.start_timeout_s),
+    }.items():
+        os.environ.setdefault(name, value)
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from pipelines.loading.ray_loader import PlanSplit
+
+    settings, job = prepared.settings, prepared.job
+    how = settings.train
+    use_gpu = how.gpus_per_worker > 0
+    resources: dict[str, float] = {"CPU": how.cpus_per_worker}
+    if use_gpu:
+        resources["GPU"] = how.gpus_per_worker
+    trainer = TorchTrainer(
+        _on_worker,
+        train_loop_config={
+            "job": {**asdict(job), "print_lines": print_lines},
+            "stall_warning_s": settings.loader.stall_warning_s,
+        },
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=how.workers, use_gpu=use_gpu, resources_per_worker=resources, placement_strategy="PACK"
+        ),
+        datasets={DATA: _Rest(job.run, job.plan, how.workers, how.micro_batch.model_dump(), settings.loader)},
+        dataset_config=PlanSplit(),
+        run_config=ray.train.RunConfig(
+            # a new name each time: Ray's own record of checkpoints is not used, the run folder's is
+            name=job.holder,
+            storage_path=storage.join(job.run, RAY_FOLDER),
+            failure_config=ray.train.FailureConfig(
+                max_failures=how.max_restarts, controller_failure_limit=CONTROLLER_FAILURES
+            ),
+            callbacks=[_restart_log(job.run)],
+            worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(how.threads_per_worker)}},
+        ),
+    )
+    on_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT) if on_main else None
+    try:
+        trainer.fit()
+    finally:
+        if on_main:
+            signal.signal(signal.SIGINT, before)
+
+
+class _Rest:
+    """Makes the dataset of all steps behind the newest checkpoint; Ray calls it at every start of the worker group."""
+
+    def __init__(self, run: str, plan: str, ranks: int, micro_batch: dict[str, int], loader: LoaderSettings) -> None:
+        self.run, self.plan, self.ranks, self.micro_batch, self.loader = run, plan, ranks, micro_batch, loader
+
+    def __call__(self) -> ray.data.Dataset:
+        from pipelines.config import MicroBatch as Sizes
+        from pipelines.loading.ray_loader import dataset
+        from pipelines.mixture import BatchPlan
+
+        start = checkpoint.newest_step(self.run) or 0
+        steps = BatchPlan.open(self.plan).steps
+        return dataset(self.plan, self.ranks, Sizes(**self.micro_batch), start, steps, self.loader)
+
+
+def _on_worker(told: dict[str, Any]) -> int:
+    """What every training worker runs."""
+    import ray.train
+
+    from pipelines.loading.ray_loader import iterate
+    from pipelines.train.worker import work
+
+    def batches(plan: BatchPlan, world: World, step: int) -> Iterator[MicroBatch]:
+        return iterate(ray.train.get_dataset_shard(DATA), told["stall_warning_s"])
+
+    return work(Job(**told["job"]), batches)
+
+
+def _restart_log(run: str) -> Any:
+    """A callback for Ray's controller: every death of a worker becomes an event of the run."""
+    import ray.train
+
+    class RestartLog(ray.train.UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            lost = [e for e in worker_exceptions.values() if "node" in type(e).__name__.lower()]
+            ranks = ", ".join(str(r) for r in sorted(worker_exceptions))
+            real = [e for e in worker_exceptions.values() if not _is_consequence(e)]
+            cause = _sentence((real or list(worker_exceptions.values()))[0])
+            step = checkpoint.newest_step(run) or 0
+            message = f"ranks {ranks} failed, going on from step {step}: {cause}"
+            add_event(run, "node_lost" if lost else "restart", message, step, socket.gethostname())
+
+    return RestartLog()

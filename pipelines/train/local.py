@@ -1,0 +1,73 @@
+"""The same training without Ray: one process, or several under torchrun; for debugging and for tests.
+
+    python -m pipelines.train.local CONFIG.yaml --set train.lr=1e-5
+    torchrun --nproc-per-node 2 -m pipelines.train.local CONFIG.yaml
+
+Batches come from the in-process reader of the plan. There is no restart: whoever starts it again goes on from the
+newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+
+import typer
+
+from pipelines import config
+from pipelines.config import Settings
+from pipelines.train.run_folder import Prepared, RunResult, conclude, prepare
+from pipelines.train.worker import Job, work
+from sama.errors import InputError
+
+
+def train_here(settings: Settings) -> RunResult:
+    """Train in this process, with as many ranks as torchrun started; see `launch.train`."""
+    from pipelines.loading.reader import read
+    from pipelines.train import parallel
+
+    world = parallel.join()
+    prepared: Prepared | None = None
+    told: object = None
+    if world.first:
+        try:
+            prepared = prepare(settings)
+            told = dataclasses.asdict(prepared.job)
+        except InputError as error:
+            world.agree(str(error))
+            raise
+    told = world.agree(told)
+    if isinstance(told, str):
+        raise InputError(told)
+    assert isinstance(told, dict)
+    job = Job(**told)
+    sizes = settings.train.micro_batch
+    status = "FAILED"
+    try:
+        reached = work(job, lambda plan, w, step: read(plan, w.rank, w.size, sizes, step, plan.steps))
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        result = conclude(prepared, status) if prepared is not None else None
+    return result or RunResult(job.run, job.mlflow_run_id, reached)
+
+
+def main(
+    config_file: str = typer.Argument(..., metavar="CONFIG"),
+    overrides: list[str] = typer.Option([], "--set", help="A setting as dotted.name=value; may be repeated."),
+) -> None:
+    """Train without Ray."""
+    try:
+        result = train_here(config.load(Settings, config.recipe(config_file), overrides))
+    except InputError as error:
+        print(f"sama: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{result.run}: {result.final_step} steps")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,186 @@
+"""One training worker: builds model, optimizer and callbacks, goes on from the newest checkpoint, runs the loop.
+
+The same function runs under Ray Train, under torchrun and in one process; only where batches come from differs. It may
+run on a thread that is not the main one and in another working directory: all paths are absolute.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pipelines import config
+from pipelines.config import Settings, TrainSettings
+from pipelines.samples import storage
+from pipelines.train import checkpoint, parallel, state
+from pipelines.train.callbacks import Book, Checkpoints
+from pipelines.train.ema import Ema
+from pipelines.train.encode import BatchEncoder
+from pipelines.train.heldout import HeldoutLoss, readable
+from pipelines.train.loop import Callback, Parts, train
+from pipelines.train.parallel import World
+from pipelines.train.records import METRICS, add_event, read_rows
+from pipelines.train.strips import Strips
+from sama.checkpoints import from_t2v, transformer_config
+from sama.encoders import Encoders
+from sama.objective import TimestepSampler
+from sama.presets import get_preset
+from sama.transformer import SamaTransformer
+
+if TYPE_CHECKING:
+    from pipelines.loading import MicroBatch
+    from pipelines.mixture import BatchPlan
+
+TRACKER_GRACE_S = 60.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told; plain values, because it travels. holder: the lease on the run folder."""
+
+    run: str
+    plan: str
+    plan_digest: str
+    settings: dict[str, Any]
+    holder: str
+    tracking_uri: str | None = None
+    mlflow_run_id: str | None = None
+    print_lines: bool = True
+
+
+def work(job: Job, batches_of: Callable[[BatchPlan, World, int], Iterator[MicroBatch]]) -> int:
+    """Train until the plan's end; the number of steps done in all. Every rank calls it.
+
+    batches_of(plan, world, step) gives this rank's micro-batches from `step` on.
+    """
+    from pipelines.mixture import BatchPlan
+
+    settings = config.validate(Settings, job.settings, "the settings")
+    torch.set_num_threads(settings.train.threads_per_worker)
+    world = parallel.join()
+    checkpoint.check_lease(job.run, job.holder)
+    plan = BatchPlan.open(job.plan)
+    newest = world.agree(checkpoint.newest_step(job.run) if world.first else None)
+    parts, encoders = assemble(settings, plan, world, fresh=newest is None)
+    if newest is not None:
+        _check_state(state.restore(parts, newest), job)
+    elif settings.train.init_from:
+        origin = storage.absolute(settings.train.init_from)
+        state.start_from_ema(parts, origin, world.agree(checkpoint.newest_step(origin) or 0))
+    _tell_start(job, parts, newest)
+
+    tracker = _tracker(job, parts) if world.first else None
+    book = Book(job.run, parts.progress.step, tracker, job.print_lines) if world.first else None
+    facts = {"preset": settings.preset, "plan_digest": job.plan_digest, "mlflow_run_id": job.mlflow_run_id}
+    items = readable(plan, settings.train.heldout_samples, world)
+    callbacks: list[Callback] = [
+        HeldoutLoss(plan, items, settings),
+        Strips(plan, items, settings, encoders, tracker),
+        *([book] if book else []),
+        Checkpoints(book, facts, job.holder),
+    ]
+    train(parts, batches_of(plan, world, parts.progress.step), callbacks)
+    if book is not None:
+        book.file.close()
+    if tracker is not None:
+        tracker.close(TRACKER_GRACE_S)
+    world.barrier()
+    return parts.progress.step
+
+
+def assemble(settings: Settings, plan: BatchPlan, world: World, fresh: bool) -> tuple[Parts, Encoders]:
+    """Model (sharded), EMA, optimizer, encoders and counters at zero. fresh: with start weights, else to be filled."""
+    how = settings.train
+    model = build_model(settings, world, fresh and not how.init_from)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=how.lr, betas=how.betas, weight_decay=how.weight_decay, fused=True
+    )
+    # frozen encoders compute in the training precision on a device that has it, and exactly on a CPU
+    dtype = torch.bfloat16 if how.precision == "bfloat16" and world.device.type == "cuda" else torch.float32
+    encoders = Encoders.from_preset(settings.preset, world.device, dtype, sources=_encoder_sources(settings))
+    mixture = plan.mixture
+    parts = Parts(
+        run=storage.absolute(settings.run),
+        settings=how,
+        world=world,
+        model=model,
+        ema=Ema(model, how.ema_decay),
+        optimizer=optimizer,
+        sampler=TimestepSampler(how.timesteps, how.shift),
+        encode=BatchEncoder(encoders, mixture.anchors.n, world.device),
+        steps=plan.steps,
+        tasks=task_names(mixture),
+        loss_weight=mixture.loss_weight.model_dump(),
+    )
+    return parts, encoders
+
+
+def build_model(settings: Settings, world: World, fresh: bool) -> SamaTransformer:
+    """The transformer, sharded. Without start weights (a checkpoint will fill it) no rank ever holds it whole."""
+    how: TrainSettings = settings.train
+    preset = get_preset(settings.preset)
+    if fresh:
+        model = from_t2v(preset, settings.weights)
+    else:
+        with torch.device("meta"):
+            model = SamaTransformer(**transformer_config(preset))
+    model.train()
+    if how.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    parallel.shard(model, model.blocks, world, how.precision)
+    if not fresh:
+        model.to_empty(device=world.device)
+        model.reset_buffers(world.device)
+    return model
+
+
+def task_names(mixture: Any) -> list[str]:
+    """All tasks that a slot of this mixture may have, in a fixed order."""
+    from pipelines.mixture.mixture import EDIT
+
+    video = mixture.streams.video
+    return list(dict.fromkeys([EDIT, "none", *(sorted(video.pretext) if video is not None else [])]))
+
+
+def _encoder_sources(settings: Settings) -> dict[str, str] | None:
+    """`weights` may be a whole local backbone folder; then the encoders come from there as well."""
+    if settings.weights and storage.is_folder(storage.join(settings.weights, "vae")):
+        return {"wan": settings.weights}
+    return None
+
+
+def _check_state(found: dict[str, Any], job: Job) -> None:
+    if found["plan_digest"] != job.plan_digest:
+        raise RuntimeError(f"the checkpoint in {job.run} belongs to plan {found['plan_digest']}, not {job.plan_digest}")
+
+
+def _tell_start(job: Job, parts: Parts, newest: int | None) -> None:
+    world = parts.world
+    who = world.gather(f"{socket.gethostname()} pid {os.getpid()}")
+    if world.first:
+        begun = "from the start" if newest is None else f"from the checkpoint of step {newest}"
+        places = ", ".join(f"rank {i} on {w}" for i, w in enumerate(who))
+        add_event(
+            job.run, "start", f"{begun}, {world.size} ranks on {world.device.type}: {places}", parts.progress.step
+        )
+
+
+def _tracker(job: Job, parts: Parts) -> Any:
+    if job.tracking_uri is None or job.mlflow_run_id is None:
+        return None
+    from pipelines.tracking import Tracker
+
+    # what a killed job did not send; rows from `next` on come from the loop
+    rows = [r for r in read_rows(storage.join(job.run, METRICS)) if r["step"] < parts.progress.step]
+    return Tracker(
+        job.tracking_uri,
+        job.mlflow_run_id,
+        job.run,
+        rows_after=lambda step: [r for r in rows if r["step"] > step],
+        on_outage=lambda message: add_event(job.run, "tracking_outage", message),
+    )
