@@ -57,7 +57,6 @@ def quiet_dependencies() -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "TOKENIZERS_PARALLELISM": "false",
-        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     }.items():
         os.environ.setdefault(name, value)
 

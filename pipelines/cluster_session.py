@@ -14,12 +14,12 @@ LOCAL_CPUS = 4  # logical: a loader and two training workers share two cores wel
 def connect(settings: RaySettings | None = None) -> None:
     """Make `ray` ready in this process; a second call is free."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     import ray
+
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
 
     settings = settings or RaySettings()
     if not ray.is_initialized():
-        # a spare CPU's worth of patience: workers import torch, which takes seconds on a slow disk
         address = settings.address or os.environ.get("RAY_ADDRESS")
         if address:
             try:
@@ -31,7 +31,8 @@ def connect(settings: RaySettings | None = None) -> None:
                 num_cpus=settings.num_cpus or max(LOCAL_CPUS, os.cpu_count() or 1),
                 object_store_memory=settings.object_store_mb * 2**20,
                 include_dashboard=False,
-                log_to_driver=True,
+                # without a dashboard one of Ray Train's actors complains every second; errors arrive as exceptions
+                log_to_driver=bool(os.environ.get("SAMA_RAY_LOGS")),
                 logging_level=logging.WARNING,
             )
     _quiet_data()

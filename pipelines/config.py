@@ -24,52 +24,52 @@ class RaySettings(Strict):
     """Where the work runs. Without an address a local Ray is started."""
 
     address: str | None = None
-    num_cpus: int | None = Field(None, gt=0)  # local Ray only; logical, may exceed the machine's cores
-    object_store_mb: int = Field(400, ge=80)  # local Ray only
-    start_timeout_s: float = Field(300.0, gt=0)  # how long to wait for a worker group before giving up
+    num_cpus: int | None = Field(default=None, gt=0)  # local Ray only; logical, may exceed the machine's cores
+    object_store_mb: int = Field(default=400, ge=80)  # local Ray only
+    start_timeout_s: float = Field(default=300.0, gt=0)  # how long to wait for a worker group before giving up
 
 
 class MicroBatch(Strict):
-    image: int = Field(1, gt=0)
-    video: int = Field(1, gt=0)
+    image: int = Field(default=1, gt=0)
+    video: int = Field(default=1, gt=0)
 
 
 class TrainSettings(Strict):
     """The training loop. Defaults are the paper's where the paper has one (method: section 6)."""
 
-    workers: int = Field(1, gt=0)
-    cpus_per_worker: float = Field(1.0, gt=0)
-    gpus_per_worker: float = Field(0.0, ge=0)
-    threads_per_worker: int = Field(1, gt=0)
+    workers: int = Field(default=1, gt=0)
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    threads_per_worker: int = Field(default=1, gt=0)
     micro_batch: MicroBatch = MicroBatch()
-    lr: float = Field(2e-5, gt=0)
-    warmup_steps: int = Field(100, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
+    lr: float = Field(default=2e-5, gt=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    grad_clip: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.9998, ge=0, lt=1)
-    semantic_weight: float = Field(0.1, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.9998, ge=0, lt=1)
+    semantic_weight: float = Field(default=0.1, ge=0)
     timesteps: Literal["wan_shifted", "uniform", "logit_normal"] = "wan_shifted"
-    shift: float = Field(5.0, gt=0)
+    shift: float = Field(default=5.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     gradient_checkpointing: bool = True
     init_from: str | None = None  # a run folder: model and EMA start from its EMA weights
-    checkpoint_every: int = Field(500, gt=0)
-    keep_last: int = Field(3, gt=0)
-    max_restarts: int = Field(3, ge=0)
-    heldout_every: int = Field(500, gt=0)
-    heldout_samples: int = Field(8, gt=0)
-    strip_every: int = Field(500, gt=0)
-    strip_steps: int = Field(20, gt=0)
+    checkpoint_every: int = Field(default=500, gt=0)
+    keep_last: int = Field(default=3, gt=0)
+    max_restarts: int = Field(default=3, ge=0)
+    heldout_every: int = Field(default=500, gt=0)
+    heldout_samples: int = Field(default=8, gt=0)
+    strip_every: int = Field(default=500, gt=0)
+    strip_steps: int = Field(default=20, gt=0)
 
 
 class LoaderSettings(Strict):
     """The Ray Data side of training."""
 
-    decode_cpus: float = Field(1.0, gt=0)  # logical CPUs of one decode task
-    max_decoders: int = Field(4, gt=0)
-    read_ahead_rows: int = Field(64, gt=0)  # plan rows (micro-batches) generated but not yet trained on
-    stall_warning_s: float = Field(120.0, gt=0)
+    decode_cpus: float = Field(default=1.0, gt=0)  # logical CPUs of one decode task
+    max_decoders: int = Field(default=4, gt=0)
+    read_ahead_rows: int = Field(default=64, gt=0)  # plan rows (micro-batches) generated but not yet trained on
+    stall_warning_s: float = Field(default=120.0, gt=0)
 
 
 class TrackingSettings(Strict):

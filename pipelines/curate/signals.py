@@ -192,8 +192,11 @@ def shot_cuts(cells: np.ndarray) -> list[int]:
         usual = float(np.median(around))
         if (jumps[i] - usual) / (usual + 6.0) < CUT_SCORE:
             continue
-        beyond = float(np.abs(coarse[i + 2] - coarse[i - 1]).mean())
-        if beyond > 0.6 * jumps[i]:
+        # a cut is over in one frame, or two where a frame blends both shots; a quick fade-in takes longer
+        two_away = [jumps[j] for j in (i - 2, i + 2) if 0 <= j < len(jumps)]
+        if jumps[i] < max(jumps[i - 1], jumps[i + 1], 1.8 * max(two_away)):
+            continue
+        if float(np.abs(coarse[i + 2] - coarse[i - 1]).mean()) > 0.6 * jumps[i]:
             hard.append(i)
     return sorted({*hard, *_fades(coarse.mean(axis=(1, 2, 3)))})
 

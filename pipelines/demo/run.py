@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -74,7 +75,7 @@ def run_demo(out: str, clips: str | None, settings: DemoSettings) -> None:
         clock.step("curate", lambda: _curate(places, parent))
         clock.step("select", lambda: _select(places, parent))
         for stage in STAGES:
-            clock.step(f"train {stage}", lambda stage=stage: _train(places, stage, clips, settings, parent))
+            clock.step(f"train {stage}", partial(_train, places, stage, clips, settings, parent))
         clock.step("edit", lambda: _edit(places, settings))
         clock.step("report", lambda: _report(places, parent))
         status = "FINISHED"
@@ -120,7 +121,7 @@ def _open_folder(places: Places, clips: str | None, settings: DemoSettings) -> s
     run_id = state.get("mlflow_run_id")
     try:
         if run_id is None or not tracking.resume_run(places.store, run_id):
-            params = config.flatten(wanted["settings"])
+            params = config.flatten(settings.model_dump(mode="json"))
             run_id = tracking.start_run(places.store, EXPERIMENT, places.out.name, params=params)
     except tracking.TrackingError as error:
         say(f"tracking: {error}; going on without")

@@ -11,26 +11,26 @@ class WorldSettings(Strict):
     """How many samples of the procedural world each layout gets, before the bad ones."""
 
     seed: int = 0
-    ditto: int = Field(24, gt=0)
-    openve: int = Field(24, gt=0)
-    reco: int = Field(24, gt=0)
-    nhr: int = Field(32, gt=0)
-    koala: int = Field(40, gt=0)
+    ditto: int = Field(default=24, gt=0)
+    openve: int = Field(default=24, gt=0)
+    reco: int = Field(default=24, gt=0)
+    nhr: int = Field(default=32, gt=0)
+    koala: int = Field(default=40, gt=0)
 
 
 class EditSettings(Strict):
-    clips: int = Field(3, gt=0)  # held-out clips to edit
-    steps: int = Field(30, gt=0)
-    guidance: float = Field(3.0, ge=0)
+    clips: int = Field(default=3, gt=0)  # held-out clips to edit
+    steps: int = Field(default=30, gt=0)
+    guidance: float = Field(default=3.0, ge=0)
     seed: int = 0
 
 
 class DemoSettings(Strict):
     preset: str = "tiny"
     world: WorldSettings = WorldSettings()
-    heldout_share: float = Field(0.15, gt=0, lt=1)
-    stage0_steps: int = Field(300, gt=0)
-    stage1_steps: int = Field(300, gt=0)
+    heldout_share: float = Field(default=0.15, gt=0, lt=1)
+    stage0_steps: int = Field(default=300, gt=0)
+    stage1_steps: int = Field(default=300, gt=0)
     train: TrainSettings = TrainSettings()
     loader: LoaderSettings = LoaderSettings()
     ray: RaySettings = RaySettings()

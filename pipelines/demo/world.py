@@ -136,11 +136,9 @@ def edit_scene(scene: Scene, edit: str, seed: int) -> tuple[Scene, str]:
         text = f"Add {_named(new)} that moves."
         return dataclasses.replace(scene, things=(*scene.things, new)), text
     if edit == "background":
-        new = _random_background(rng)
         kinds = [k for k in BACKGROUNDS if k != scene.background.kind]
-        new = dataclasses.replace(new, kind=str(rng.choice(kinds)))
-        text = f"Replace the background with {new.kind}."
-        return dataclasses.replace(scene, background=new), text
+        other = dataclasses.replace(_random_background(rng), kind=str(rng.choice(kinds)))
+        return dataclasses.replace(scene, background=other), f"Replace the background with {other.kind}."
     if edit == "style":
         style = str(rng.choice(list(STYLES)))
         return dataclasses.replace(scene, style=style), f"Turn the video into {STYLES[style]}."

@@ -64,7 +64,7 @@ def load_run(run: str, step: int | None = None, which: str = "ema") -> Weights:
             tensors, preset, state = load_weights(run, at, which)
     except (OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError, CheckpointException) as error:
         raise InputError(
-            f"the checkpoint in {run} cannot be read: {type(error).__name__}: {_first_line(error)}"
+            f"the checkpoint in {run} cannot be read: {type(error).__name__}: {_last_line(error)}"
         ) from None
     if not tensors:
         raise InputError(f"the checkpoint in {run} holds no {which} weights")
@@ -141,5 +141,6 @@ def _build(found: Weights, origin: str, dtype: torch.dtype | None) -> Any:
     return build(found.preset, cast(found.tensors, dtype), origin=origin)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0]
+def _last_line(error: BaseException) -> str:
+    """What an error says; torch's checkpoint errors carry a traceback whose last line is the cause."""
+    return ([line.strip() for line in str(error).splitlines() if line.strip()] or [""])[-1]

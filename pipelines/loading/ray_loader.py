@@ -69,7 +69,7 @@ def dataset(
 
 
 def least_ahead(ranks: int, decoders: int) -> int:
-    """Rows that must be on the way: each rank prefetches up to two, the split holds back up to a round, decoders work."""
+    """Rows that must be on the way: each rank prefetches two, the split holds back a round."""
     return 4 * ranks + 2 * decoders
 
 

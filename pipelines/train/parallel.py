@@ -97,7 +97,9 @@ def shard(model: nn.Module, blocks: Iterable[nn.Module], world: World, precision
         if precision == "bfloat16":
             fully_shard(list(_products(block)), mesh=world.mesh, mp_policy=half)
         fully_shard(block, mesh=world.mesh, mp_policy=whole)
-    fully_shard(model, mesh=world.mesh, mp_policy=whole)
+    # by default the outermost group stays gathered until the next backward: after a forward without one (held-out
+    # loss, samples) the model would hold whole parameters that neither optimizer nor checkpoint knows
+    fully_shard(model, mesh=world.mesh, mp_policy=whole, reshard_after_forward=True)
     return model
 
 

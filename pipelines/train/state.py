@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from pipelines.train import checkpoint
 from pipelines.train.loop import Parts
@@ -25,6 +26,8 @@ def training_tensors(parts: Parts) -> dict[str, torch.Tensor]:
 
 def optimizer_state(optimizer: torch.optim.Optimizer, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
     """AdamW's state of one parameter, made as its first step would make it if there is none yet."""
+    if not isinstance(parameter, DTensor):
+        raise RuntimeError("a parameter is not sharded at the moment: the optimizer would not know it")
     state = optimizer.state[parameter]
     if not state:
         state["step"] = torch.zeros((), dtype=torch.float32, device=_step_device(optimizer, parameter))

@@ -52,13 +52,13 @@ def test_cube_inpainting_blackens_one_block_without_frame_0(total):
         frames = clip((total, 4, 4), seed)
         out = perturb("cube_inpainting", frames, rng(seed))
         black = np.flatnonzero((out == 0).all(axis=(1, 2, 3)))
-        assert len(black) == max(1, min(round(0.3 * total), total - 1)) or (total == 2 and len(black) == 1)
+        assert len(black) == round(0.3 * total)
         assert black[0] >= 1
         assert np.array_equal(black, np.arange(black[0], black[0] + len(black)))
         untouched = np.setdiff1d(np.arange(total), black)
         assert np.array_equal(out[untouched], frames[untouched])
         starts.add(int(black[0]))
-    assert len(starts) == min(total - len(black), len(starts))
+    assert starts <= set(range(1, total - round(0.3 * total) + 1))
     assert total == 2 or len(starts) > 1
 
 
