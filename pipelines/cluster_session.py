@@ -40,7 +40,9 @@ def connect(settings: RaySettings | None = None) -> None:
 
 def _quiet_data() -> None:
     import ray.data
+    from ray.util.debug import log_once
 
+    log_once("ray_data_progress_manager_disabled")  # our own progress lines are enough: no word about its bars
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -53,6 +53,7 @@ class Tracker:
         self._deadline: float | None = None  # set by close()
         self._known = -1  # newest step that the server has
         self._spilled_at, self._spilled = 0.0, False
+        self._others: list[dict] = []  # what waits in the same file for other runs
         self._thread = threading.Thread(target=self._guard, name="tracker", daemon=True)
         self._thread.start()
 
@@ -78,7 +79,7 @@ class Tracker:
 
     def _put(self, item: dict) -> None:
         with self._changed:
-            self._items.append(item)
+            self._items.append({"run_id": self.run_id, **item})
             self._changed.notify()
 
     def _guard(self) -> None:
@@ -125,7 +126,9 @@ class Tracker:
 
     def _take_left(self) -> None:
         """Put in front of the queue what an earlier process could not send."""
-        left = _read_buffer(storage.join(self.folder, BUFFER))
+        found = _read_buffer(storage.join(self.folder, BUFFER))
+        left = [item for item in found if item["run_id"] == self.run_id]
+        self._others = [item for item in found if item["run_id"] != self.run_id]
         self._spilled = bool(left)
         if self._rows_after is not None:  # metrics.jsonl has them all
             left = [item for item in left if item["kind"] != "metrics"]
@@ -134,7 +137,7 @@ class Tracker:
 
     def _forget_spilled(self) -> None:
         if self._spilled:
-            storage.remove(storage.join(self.folder, BUFFER))
+            self._write_buffer(self._others)
             self._spilled = False
 
     def _closing(self) -> bool:
@@ -170,9 +173,16 @@ class Tracker:
         if not force and time.monotonic() - self._spilled_at < SPILL_EVERY_S:
             return
         with self._changed:
-            lines = [json.dumps(item) for item in self._items]
-        storage.write_bytes(storage.join(self.folder, BUFFER), "".join(f"{line}\n" for line in lines))
+            waiting = [*self._others, *self._items]
+        self._write_buffer(waiting)
         self._spilled_at, self._spilled = time.monotonic(), True
+
+    def _write_buffer(self, items: list[dict]) -> None:
+        uri = storage.join(self.folder, BUFFER)
+        if items:
+            storage.write_bytes(uri, "".join(f"{json.dumps(item)}\n" for item in items))
+        else:
+            storage.remove(uri)
 
     def _report(self, message: str) -> None:
         if self._on_outage is not None:

@@ -131,6 +131,10 @@ def test_what_an_outage_left_is_sent_by_the_next_process(
     assert not first.close(1.0)
     assert (tmp_path / BUFFER).exists()
     monkeypatch.setattr(tracking_store, "open_client", real)
+    other = Tracker(store, tracking.start_run(store, "later", "other"), str(tmp_path))
+    other.tag("kept", "no")  # shares the folder, and leaves alone what is not its own
+    assert other.close(60)
+    assert (tmp_path / BUFFER).exists()
     second = Tracker(store, run_id, str(tmp_path))
     second.metrics(1, {"train/loss": 2.0})
     assert second.close(60)

@@ -24,9 +24,13 @@ def curate(
     from pipelines.cluster_session import connect
     from pipelines.curate.curate import curate as run
     from pipelines.progress import say
-    from pipelines.samples.index import open_root
+    from pipelines.samples.index import datasets_of
+    from sama.errors import InputError
 
-    open_root(root)  # a mistake in the path is answered before Ray starts
+    known = datasets_of(root)  # a mistake is answered before Ray starts
+    for name in dataset or ():
+        if name not in known:
+            raise InputError(f"{root} has no dataset {name}; there are {', '.join(known) or 'none'}")
     connect(config.validate(config.RaySettings, {"address": address, "num_cpus": num_cpus}, "the options"))
     counts = run(root, dataset or None)
     for name, mine in counts.items():

@@ -131,7 +131,7 @@ def curate(root: str, datasets: Sequence[str] | None = None, chunk_rows: int = C
         raise RuntimeError(f"{left} of {index.num_rows} samples have no signals row after all chunks were done")
     settings = {"datasets": names, "chunk_rows": chunk_rows, "signals_version": SIGNALS_VERSION}
     folder = storage.join(root, "signals")
-    provenance.record(folder, "curate", settings, counts, {"index_rows": index.num_rows}, began, provenance.now())
+    provenance.record(folder, "sama curate", settings, counts, {"index_rows": index.num_rows}, began, provenance.now())
     return counts
 
 

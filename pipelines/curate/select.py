@@ -20,7 +20,7 @@ from pipelines.curate.rules import Rules
 from pipelines.curate.signals import SIGNALS_VERSION
 from pipelines.curate.summary import summarise
 from pipelines.curate.verdicts import verdicts
-from pipelines.samples import storage, tables
+from pipelines.samples import provenance, storage, tables
 from pipelines.samples.index import read_index
 from sama.errors import InputError
 
@@ -43,6 +43,7 @@ def select(root: str, name: str, rules: Rules | None = None) -> dict[str, Any]:
     }
     if storage.exists(storage.join(folder, "summary.json")):
         return _frozen(folder, name, document)
+    began = provenance.now()
     index = read_index(root, rules.only, why.INDEX_COLUMNS)
     blocklist = read_blocklist(root)
     table = decide(root, index, rules, blocklist)
@@ -53,6 +54,8 @@ def select(root: str, name: str, rules: Rules | None = None) -> dict[str, Any]:
     pq.write_table(table, sink, compression="zstd")
     storage.write_bytes(storage.join(folder, "selection.parquet"), sink.getvalue().to_pybytes())
     storage.write_bytes(storage.join(folder, "selection.yaml"), yaml.safe_dump(document, sort_keys=False))
+    inputs = {"index_rows": index.num_rows, "blocklist": document["blocklist_digest"]}
+    provenance.record(folder, "sama select", document["rules"], summary["decisions"], inputs, began, provenance.now())
     # written last: a selection without it is unfinished and is made again
     storage.write_bytes(storage.join(folder, "summary.json"), json.dumps(summary, indent=1))
     return summary

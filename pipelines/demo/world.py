@@ -66,13 +66,18 @@ def _rng(*key: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(list(key)))
 
 
+def _rgb(values: np.ndarray) -> tuple[int, int, int]:
+    red, green, blue = (int(v) for v in values)
+    return red, green, blue
+
+
 def _random_background(rng: np.random.Generator) -> Background:
     base = rng.integers(40, 216, size=3)
     other = np.clip(base + rng.integers(-80, 81, size=3), 10, 245)
     return Background(
         kind=str(rng.choice(BACKGROUNDS)),
-        colours=(tuple(int(v) for v in base), tuple(int(v) for v in other)),
-        drift=tuple(float(v) for v in rng.uniform(-0.06, 0.06, size=2)),
+        colours=(_rgb(base), _rgb(other)),
+        drift=(float(rng.uniform(-0.06, 0.06)), float(rng.uniform(-0.06, 0.06))),
         seed=int(rng.integers(0, 2**31)),
     )
 
@@ -86,7 +91,7 @@ def _random_thing(rng: np.random.Generator, taken: tuple[Thing, ...] = ()) -> Th
         shape=str(rng.choice(shapes)),
         colour=str(rng.choice(colours)),
         size=float(rng.uniform(0.14, 0.24)),
-        start=tuple(float(v) for v in rng.uniform(0.2, 0.8, size=2)),
+        start=(float(rng.uniform(0.2, 0.8)), float(rng.uniform(0.2, 0.8))),
         velocity=(float(np.cos(angle) * speed), float(np.sin(angle) * speed)),
         spin=float(rng.uniform(-1.5, 1.5)),
     )

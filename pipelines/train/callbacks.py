@@ -49,7 +49,7 @@ class Book:
         for key in notes.substituted:
             add_event(self.run, "substitute", key, row["step"])
         if self.print_lines:
-            say(step_line(full, parts.steps, self._pace.left(notes.seconds, parts.steps - row["step"] - 1)))
+            say(step_line(full, parts.steps, self._pace.left(full["time"], parts.steps - row["step"] - 1)))
 
 
 class Checkpoints:

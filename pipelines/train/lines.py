@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,14 +48,17 @@ def step_line(row: Mapping[str, Any], steps: int, seconds_left: float | None = N
 
 
 class Pace:
-    """Seconds of the steps to come, from those of the last ones."""
+    """Seconds that the steps to come will take, from when the last ones ended: all that lies between them counts."""
 
     def __init__(self) -> None:
-        self._mean: float | None = None
+        self._ends: deque[float] = deque(maxlen=51)
 
-    def left(self, seconds: float, steps: int) -> float:
-        self._mean = seconds if self._mean is None else self._mean + 0.1 * (seconds - self._mean)
-        return self._mean * steps
+    def left(self, now: float, steps: int) -> float | None:
+        """A step ended `now`, `steps` are to come; None after the first one, which alone says little."""
+        self._ends.append(now)
+        if len(self._ends) == 1:
+            return None
+        return (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1) * steps
 
 
 class Follower:
@@ -93,7 +97,7 @@ class Follower:
         for row in _tail(self._metrics, self._shown):
             # after a restart recomputed steps come again: they equal those that were shown
             self._shown = row["step"]
-            say(step_line(row, self.steps, self._pace.left(row.get("seconds", 0.0), self.steps - row["step"] - 1)))
+            say(step_line(row, self.steps, self._pace.left(row["time"], self.steps - row["step"] - 1)))
 
 
 def _tail(path: Path, after: int) -> list[dict]:

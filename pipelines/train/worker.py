@@ -24,6 +24,7 @@ from pipelines.train.encode import BatchEncoder
 from pipelines.train.heldout import HeldoutLoss, readable
 from pipelines.train.loop import Callback, Parts, train
 from pipelines.train.parallel import World
+from pipelines.train.prefetch import Ahead
 from pipelines.train.records import METRICS, add_event, read_rows
 from pipelines.train.strips import Strips
 from sama.checkpoints import from_t2v, transformer_config
@@ -66,6 +67,16 @@ def work(job: Job, batches_of: Callable[[BatchPlan, World, int], Iterator[MicroB
     checkpoint.check_lease(job.run, job.holder)
     plan = BatchPlan.open(job.plan)
     newest = world.agree(checkpoint.newest_step(job.run) if world.first else None)
+    batches = Ahead(lambda: batches_of(plan, world, newest or 0))  # data flow while the model is being built
+    try:
+        return _train(job, settings, plan, world, newest, batches)
+    finally:
+        batches.close()
+
+
+def _train(
+    job: Job, settings: Settings, plan: BatchPlan, world: World, newest: int | None, batches: Iterator[MicroBatch]
+) -> int:
     parts, encoders = assemble(settings, plan, world, fresh=newest is None)
     if newest is not None:
         _check_state(state.restore(parts, newest), job)
@@ -84,7 +95,7 @@ def work(job: Job, batches_of: Callable[[BatchPlan, World, int], Iterator[MicroB
         *([book] if book else []),
         Checkpoints(book, facts, job.holder),
     ]
-    train(parts, batches_of(plan, world, parts.progress.step), callbacks)
+    train(parts, batches, callbacks)
     if book is not None:
         book.file.close()
     if tracker is not None:

@@ -73,7 +73,11 @@ def test_damaged_clips_are_rejects(shared: Path, tmp_path: Path) -> None:
     (folder / bowl["source"]).write_bytes(data[: len(data) // 2])  # not the file that the manifest names
     (folder / pair["target"]).write_bytes((folder / pair["target"]).read_bytes()[:-1000])
     del pair["target_sha256"]
-    rows += [{**picture, "kind": "video_pair", "id": "x"}, {"kind": "song", "id": "y"}, {**picture, "id": "z"}]
+    rows += [
+        {**picture, "kind": "video_pair", "id": "x", "instruction": "Snow."},
+        {"kind": "song", "id": "y"},
+        {**picture, "id": "z"},
+    ]
     (folder / "manifest.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
     root = str(tmp_path / "root")
     ingest("clips", str(folder), root)

@@ -164,14 +164,14 @@ def test_a_public_list_as_it_is(shared: Path, tmp_path: Path) -> None:
     for name, reasons in {
         "kiwi_image_demo_training_set.csv": {"duplicate": 7, "missing_source": 1},
         "kiwi_video_demo_training_set.csv": {"bad_row": 8},
-        "videocof_teaser_test.json": {"bad_row": 5},
     }.items():
         root = str(tmp_path / name)
-        columns = {"instruction": "qwen_vl_72b_refined_instruction"} if name.endswith("json") else {}
-        manifest = str(shared / "clips" / "real_manifests" / name)
-        done = ingest("pairs", manifest, root, options=Options(columns=columns))
+        done = ingest("pairs", str(shared / "clips" / "real_manifests" / name), root)
         assert done["reasons"] == reasons
         assert ledger(root)["pairs"]["unaccounted"] == 0
+    sources_only = shared / "clips" / "real_manifests" / "videocof_teaser_test.json"
+    with pytest.raises(InputError, match="no column for the edited clip; there are task_type, sample_id"):
+        ingest("pairs", str(sources_only), str(tmp_path / "root"))
 
 
 def test_pictures_inside_parquet(media: Path, tmp_path: Path) -> None:

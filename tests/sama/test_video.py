@@ -6,6 +6,7 @@ import io
 import itertools
 import struct
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -170,7 +171,7 @@ def test_pictures(fmt: str) -> None:
         video.probe(data[: len(data) // 2])
 
 
-def saved(image: Image.Image, **options: object) -> bytes:
+def saved(image: Image.Image, **options: Any) -> bytes:
     sink = io.BytesIO()
     image.save(sink, **options)
     return sink.getvalue()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from pipelines.samples import tables
 from pipelines.samples.record import Sample, index_row, make_key, sample_digest, source_group, split_of
 
-MEDIA = {
+MEDIA: dict[str, Any] = {
     "sha256": "ab" * 32, "width": 64, "height": 48, "fps": 16.0, "frames": 33, "codec": "h264", "has_audio": False,
 }  # fmt: skip
 
@@ -48,8 +50,6 @@ def test_json_goes_there_and_back() -> None:
 )
 def test_wrong_facts_are_named(changes: dict, says: str) -> None:
     tree = {**sample().model_dump(by_alias=True), **changes}
-    import json
-
     with pytest.raises(ValueError, match=says):
         Sample.from_json(json.dumps(tree).encode())
 
