@@ -221,15 +221,34 @@ def _extras(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
+PLACE, SHARPNESS = 6.0, 2.5  # how much of a query is its place, and how sharply attention falls off around it
+
+
+def _same_place(heads: int, head_dim: int) -> torch.Tensor:
+    """(heads x head_dim,) a constant in the fastest rotary pair of time, height and width: shared by queries
+    and keys, it makes the attention logit fall with the distance between two tokens' positions."""
+    side = 2 * (head_dim // 6)  # as Wan divides a head among the axes
+    constant = torch.zeros(heads, head_dim)
+    for start in (0, head_dim - 2 * side, head_dim - side):
+        constant[:, start : start + 2] = PLACE
+    return constant.flatten()
+
+
 def random_transformer(config: Mapping[str, Any] | Preset | str, seed: int = TINY_SEED) -> SamaTransformer:
     """A model to train from nothing: each tensor is drawn from (seed, its name), so the order of
-    construction and global random state do not matter. The video head starts at zero, as Wan's does."""
+    construction and global random state do not matter. The video head starts at zero, as Wan's does, and
+    self-attention starts out looking at its own place in source and target, as a trained backbone's has
+    learned to: from nothing, most of a small run would go into that."""
     with torch.random.fork_rng(devices=[]):
         model = SamaTransformer(**transformer_config(config))
     for name, tensor in sorted(model.state_dict().items()):
         draw = generator(seed, name)
         if "scale_shift_table" in name:
             tensor.copy_(torch.randn(tensor.shape, generator=draw) * tensor.shape[-1] ** -0.5)
+        elif name.endswith(("attn1.to_q.bias", "attn1.to_k.bias")):
+            tensor.copy_(_same_place(model.config.num_attention_heads, model.config.attention_head_dim))
+        elif name.endswith(("attn1.norm_q.weight", "attn1.norm_k.weight")):
+            tensor.fill_(SHARPNESS)
         elif name.startswith(("proj_out.", "segment_embedding.")) or name.endswith(".bias"):
             tensor.zero_()
         elif "norm" in name:

@@ -26,7 +26,9 @@ from sama.semantic import pool_tokens
 from sama.tiny import random_encoder, shipped
 
 ENCODING_VERSION = 1  # part of `Encoders.digest`: raise it when the same weights give other numbers
-PIXELS_AT_ONCE = 2**19  # frames x height x width that go through the VAE together: 14 clips of 9x64x64, one of 81x480x832
+PIXELS_AT_ONCE = (
+    2**19
+)  # frames x height x width that go through the VAE together: 14 clips of 9x64x64, one of 81x480x832
 PIXELS_PER_LATENT = 4 * 8 * 8
 Frames = torch.Tensor | np.ndarray
 

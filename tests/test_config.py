@@ -47,7 +47,9 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
         ("", "train.timesteps=sometimes", "train.timesteps"),
     ],
 )
-def test_a_mistake_is_one_sentence_with_its_place(tmp_path: Path, text: str, override: str | None, expected: str) -> None:
+def test_a_mistake_is_one_sentence_with_its_place(
+    tmp_path: Path, text: str, override: str | None, expected: str
+) -> None:
     file = tmp_path / "s.yaml"
     file.write_text(GOOD + text)
     with pytest.raises(InputError) as error:

@@ -156,9 +156,12 @@ def _curate(places: Places, parent: str | None) -> None:
 
 def _select(places: Places, parent: str | None) -> None:
     from pipelines.curate.select import select
+    from pipelines.curate.summary import funnel
 
     with _child(places, "select", parent) as log:
-        log(select(str(places.root), SELECTION))
+        summary = select(str(places.root), SELECTION)
+        say(funnel(summary))
+        log({"decisions": summary["decisions"], "datasets": summary["datasets"]})
 
 
 def _train(places: Places, stage: str, clips: str | None, settings: DemoSettings, parent: str | None) -> None:

@@ -4,34 +4,22 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
 
 from pipelines import cluster_session
-from pipelines.config import LoaderSettings, Settings
+from pipelines.config import Settings
 from pipelines.progress import say
 from pipelines.samples import storage
-from pipelines.train import checkpoint
-from pipelines.train.checkpoint import load_ema, load_weights
+from pipelines.train import folders
 from pipelines.train.lines import Follower
+from pipelines.train.on_ray import DATA, Rest, first_error, on_worker, restart_log
 from pipelines.train.records import add_event
 from pipelines.train.run_folder import Prepared, RunResult, conclude, prepare
-from pipelines.train.worker import Job
 from sama.errors import InputError
 
-if TYPE_CHECKING:
-    import ray.data
+__all__ = ["RunResult", "TrainingFailedError", "train"]
 
-    from pipelines.loading import MicroBatch
-    from pipelines.mixture import BatchPlan
-    from pipelines.train.parallel import World
-
-__all__ = ["RunResult", "TrainingFailedError", "load_ema", "load_weights", "train"]
-
-DATA = "plan"  # name of the dataset that the workers share
 RAY_FOLDER = "ray"  # Ray Train's own files in the run folder; nothing of ours depends on them
 CONTROLLER_FAILURES = 3  # a worker group that does not start is tried this often again, not for ever
 
@@ -46,17 +34,11 @@ def train(settings: Settings) -> RunResult:
     The run folder decides where to begin: called again after any kind of death it goes on from the newest complete
     checkpoint, in the same MLflow run. InputError for what is wrong before the start, TrainingFailedError after it.
     """
-    prepared = prepare(settings)
-    job, resolved = prepared.job, prepared.settings
+    prepared = prepare(settings, check=_check_cluster)
+    job = prepared.job
     if prepared.done:
         say(f"{job.run} has done all its {prepared.steps} steps")
         return conclude(prepared, "FINISHED")
-    try:
-        cluster_session.connect(resolved.ray)
-        check_resources(resolved)
-    except InputError:
-        conclude(prepared, "FAILED")
-        raise
     local = "://" not in job.run
     try:
         if local:  # the driver follows the files and says each step without Ray's prefix
@@ -64,7 +46,7 @@ def train(settings: Settings) -> RunResult:
                 _fit(prepared, print_lines=False)
         else:
             _fit(prepared, print_lines=True)
-        reached = checkpoint.newest_step(job.run) or 0
+        reached = folders.newest_step(job.run) or 0
         if reached < prepared.steps:
             raise TrainingFailedError(f"the workers ended at step {reached} of {prepared.steps}")
     except (KeyboardInterrupt, SystemExit):  # Ray turns Ctrl-C into SystemExit(0)
@@ -72,7 +54,7 @@ def train(settings: Settings) -> RunResult:
         raise KeyboardInterrupt from None
     except Exception as error:
         message = first_error(error)
-        add_event(job.run, "failed", message, checkpoint.newest_step(job.run))
+        add_event(job.run, "failed", message, folders.newest_step(job.run))
         conclude(prepared, "FAILED")
         if isinstance(error, TrainingFailedError):
             raise
@@ -80,6 +62,11 @@ def train(settings: Settings) -> RunResult:
     finally:
         storage.remove(storage.join(job.run, RAY_FOLDER))
     return conclude(prepared, "FINISHED")
+
+
+def _check_cluster(settings: Settings) -> None:
+    cluster_session.connect(settings.ray)
+    check_resources(settings)
 
 
 def check_resources(settings: Settings) -> None:
@@ -112,33 +99,6 @@ def check_resources(settings: Settings) -> None:
         )
 
 
-def first_error(error: BaseException) -> str:
-    """The sentence behind a failed training: what the first worker raised that was not only another one's death."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        ordered = sorted(failures.items())
-        real = [(rank, e) for rank, e in ordered if not _is_consequence(e)]
-        rank, found = (real or ordered)[0]
-        return f"rank {rank}: {_sentence(found)}"
-    return _sentence(getattr(error, "controller_failure", error))
-
-
-def _sentence(error: BaseException) -> str:
-    while getattr(error, "cause", None) is not None:  # Ray wraps what a worker raised
-        error = error.cause  # type: ignore[attr-defined]
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    name = type(error).__name__
-    # a traceback as text has its error in the last line
-    text = lines[-1] if lines and lines[0].startswith(("Traceback", "\x1b", "ray::")) else (lines or [name])[0]
-    return text if name in text else f"{name}: {text}"
-
-
-def _is_consequence(error: BaseException) -> bool:
-    """A rank that only noticed that another one is gone."""
-    text = str(error).lower()
-    return any(sign in text for sign in ("connection closed by peer", "connection reset", "broken pipe", "gloo"))
-
-
 def _fit(prepared: Prepared, print_lines: bool) -> None:
     for name, value in {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how soon a death is noticed
@@ -157,7 +117,7 @@ def _fit(prepared: Prepared, print_lines: bool) -> None:
     if use_gpu:
         resources["GPU"] = how.gpus_per_worker
     trainer = TorchTrainer(
-        _on_worker,
+        on_worker,
         train_loop_config={
             "job": {**asdict(job), "print_lines": print_lines},
             "stall_warning_s": settings.loader.stall_warning_s,
@@ -166,7 +126,7 @@ def _fit(prepared: Prepared, print_lines: bool) -> None:
         scaling_config=ray.train.ScalingConfig(
             num_workers=how.workers, use_gpu=use_gpu, resources_per_worker=resources, placement_strategy="PACK"
         ),
-        datasets={DATA: _Rest(job.run, job.plan, how.workers, how.micro_batch.model_dump(), settings.loader)},
+        datasets={DATA: Rest(job.run, job.plan, how.workers, how.micro_batch.model_dump(), settings.loader)},
         dataset_config=PlanSplit(),
         run_config=ray.train.RunConfig(
             # a new name each time: Ray's own record of checkpoints is not used, the run folder's is
@@ -175,7 +135,7 @@ def _fit(prepared: Prepared, print_lines: bool) -> None:
             failure_config=ray.train.FailureConfig(
                 max_failures=how.max_restarts, controller_failure_limit=CONTROLLER_FAILURES
             ),
-            callbacks=[_restart_log(job.run)],
+            callbacks=[restart_log(job.run)],
             worker_runtime_env={"env_vars": {"OMP_NUM_THREADS": str(how.threads_per_worker)}},
         ),
     )
@@ -186,49 +146,3 @@ def _fit(prepared: Prepared, print_lines: bool) -> None:
     finally:
         if on_main:
             signal.signal(signal.SIGINT, before)
-
-
-class _Rest:
-    """Makes the dataset of all steps behind the newest checkpoint; Ray calls it at every start of the worker group."""
-
-    def __init__(self, run: str, plan: str, ranks: int, micro_batch: dict[str, int], loader: LoaderSettings) -> None:
-        self.run, self.plan, self.ranks, self.micro_batch, self.loader = run, plan, ranks, micro_batch, loader
-
-    def __call__(self) -> ray.data.Dataset:
-        from pipelines.config import MicroBatch as Sizes
-        from pipelines.loading.ray_loader import dataset
-        from pipelines.mixture import BatchPlan
-
-        start = checkpoint.newest_step(self.run) or 0
-        steps = BatchPlan.open(self.plan).steps
-        return dataset(self.plan, self.ranks, Sizes(**self.micro_batch), start, steps, self.loader)
-
-
-def _on_worker(told: dict[str, Any]) -> int:
-    """What every training worker runs."""
-    import ray.train
-
-    from pipelines.loading.ray_loader import iterate
-    from pipelines.train.worker import work
-
-    def batches(plan: BatchPlan, world: World, step: int) -> Iterator[MicroBatch]:
-        return iterate(ray.train.get_dataset_shard(DATA), told["stall_warning_s"])
-
-    return work(Job(**told["job"]), batches)
-
-
-def _restart_log(run: str) -> Any:
-    """A callback for Ray's controller: every death of a worker becomes an event of the run."""
-    import ray.train
-
-    class RestartLog(ray.train.UserCallback):
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            lost = [e for e in worker_exceptions.values() if "node" in type(e).__name__.lower()]
-            ranks = ", ".join(str(r) for r in sorted(worker_exceptions))
-            real = [e for e in worker_exceptions.values() if not _is_consequence(e)]
-            cause = _sentence((real or list(worker_exceptions.values()))[0])
-            step = checkpoint.newest_step(run) or 0
-            message = f"ranks {ranks} failed, going on from step {step}: {cause}"
-            add_event(run, "node_lost" if lost else "restart", message, step, socket.gethostname())
-
-    return RestartLog()

@@ -12,14 +12,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 
 from pipelines import config
 from pipelines.config import Settings
+from pipelines.train.job import Job
+from pipelines.train.prefetch import Ahead
 from pipelines.train.run_folder import Prepared, RunResult, conclude, prepare
-from pipelines.train.worker import Job, work
+from pipelines.train.worker import work
 from sama.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pipelines.loading import MicroBatch
+    from pipelines.mixture import BatchPlan
+    from pipelines.train.parallel import World
 
 
 def train_here(settings: Settings) -> RunResult:
@@ -44,13 +54,22 @@ def train_here(settings: Settings) -> RunResult:
     job = Job(**told)
     sizes = settings.train.micro_batch
     status = "FAILED"
+    ahead: Ahead | None = None
+
+    def batches(plan: BatchPlan, world: World, step: int) -> Iterator[MicroBatch]:
+        nonlocal ahead
+        ahead = Ahead(lambda: read(plan, world.rank, world.size, sizes, step, plan.steps))
+        return ahead
+
     try:
-        reached = work(job, lambda plan, w, step: read(plan, w.rank, w.size, sizes, step, plan.steps))
+        reached = work(job, batches)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
+        if ahead is not None:
+            ahead.close()
         result = conclude(prepared, status) if prepared is not None else None
     return result or RunResult(job.run, job.mlflow_run_id, reached)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,9 @@ from pipelines import config, tracking
 from pipelines.config import Settings
 from pipelines.progress import say
 from pipelines.samples import provenance, storage
-from pipelines.train import checkpoint
+from pipelines.train import folders
+from pipelines.train.job import Job
 from pipelines.train.records import add_event, read_events
-from pipelines.train.worker import Job
 from sama.errors import InputError
 from sama.presets import get_preset
 
@@ -45,11 +45,12 @@ class RunResult:
     final_step: int
 
 
-def prepare(settings: Settings) -> Prepared:
+def prepare(settings: Settings, check: Callable[[Settings], None] | None = None) -> Prepared:
     """Check everything that can be checked without a worker, write the run folder, create or continue the MLflow run.
 
-    InputError: unknown preset, a run folder that belongs to another plan (names what differs), a missing init_from.
-    Nothing is written then.
+    check: one more check (of the cluster, say), made last and only if there are steps to do.
+    InputError: unknown preset, a run folder that belongs to another plan (names what differs), a missing init_from,
+    or what `check` says. Nothing is written then.
     """
     from pipelines.mixture import BatchPlan
 
@@ -62,16 +63,17 @@ def prepare(settings: Settings) -> Prepared:
     _check_same(settings, description)
 
     run = settings.run
+    done = (folders.newest_step(run) or 0) >= plan.steps
+    if check is not None and not done:
+        check(settings)
     storage.make_folder(run)
     if not storage.exists(storage.join(run, PLAN)):
         plan.save(storage.join(run, PLAN_FOLDER))
         storage.write_bytes(storage.join(run, PLAN), json.dumps(description, indent=1))
     _tell_changes(settings)
     storage.write_bytes(storage.join(run, CONFIG), config.dump(settings))
-    newest = checkpoint.newest_step(run)
-    done = newest is not None and newest >= plan.steps
     holder = uuid.uuid4().hex
-    checkpoint.take_lease(run, holder)
+    folders.take_lease(run, holder)
     uri, run_id = _tracked(settings, plan, parent_run, done)
     job = Job(
         run=run,
@@ -88,7 +90,7 @@ def prepare(settings: Settings) -> Prepared:
 def conclude(prepared: Prepared, status: str) -> RunResult:
     """End the MLflow run with its true status, write provenance. status: FINISHED, FAILED or KILLED."""
     job = prepared.job
-    step = checkpoint.newest_step(job.run) or 0
+    step = folders.newest_step(job.run) or 0
     restarts = sum(1 for e in read_events(job.run) if e["kind"] in ("restart", "node_lost"))
     provenance.record(
         job.run,
@@ -176,10 +178,10 @@ def _check_init(settings: Settings) -> str | None:
         return None
     if not storage.is_folder(origin):
         raise InputError(f"train.init_from: there is no run folder {origin}")
-    newest = checkpoint.newest_step(origin)
+    newest = folders.newest_step(origin)
     if newest is None:
         raise InputError(f"train.init_from: {origin} has no checkpoint yet")
-    preset = checkpoint.read_state(origin, newest)["preset"]
+    preset = folders.read_state(origin, newest)["preset"]
     if preset != settings.preset:
         raise InputError(f"train.init_from: {origin} has preset {preset}, this run has {settings.preset}")
     return (_read_tracking(origin) or {}).get("run_id")

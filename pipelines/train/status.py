@@ -8,7 +8,7 @@ from datetime import datetime
 
 from pipelines.progress import duration
 from pipelines.samples import storage
-from pipelines.train import checkpoint
+from pipelines.train import folders
 from pipelines.train.records import METRICS, read_events, read_rows
 from pipelines.train.run_folder import PLAN, TRACKING
 from sama.errors import InputError
@@ -24,7 +24,7 @@ def describe(run: str) -> list[str]:
         raise InputError(f"{run} is not a run folder")
     plan = json.loads(storage.read_bytes(storage.join(run, PLAN)))
     rows, events = list(read_rows(storage.join(run, METRICS))), read_events(run)
-    newest, steps = checkpoint.newest_step(run), plan["steps"]
+    newest, steps = folders.newest_step(run), plan["steps"]
     lines = [f"{run}: {_state(rows, events, newest, steps)}"]
     done = rows[-1]["step"] + 1 if rows else 0
     lines.append(f"step {done} of {steps}" + (f", loss {rows[-1]['train/loss']:.4f}" if rows else ""))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,9 +21,9 @@ from pipelines.train.callbacks import Book, Checkpoints
 from pipelines.train.ema import Ema
 from pipelines.train.encode import BatchEncoder
 from pipelines.train.heldout import HeldoutLoss, readable
+from pipelines.train.job import Job
 from pipelines.train.loop import Callback, Parts, train
 from pipelines.train.parallel import World
-from pipelines.train.prefetch import Ahead
 from pipelines.train.records import METRICS, add_event, read_rows
 from pipelines.train.strips import Strips
 from sama.checkpoints import from_t2v, transformer_config
@@ -40,20 +39,6 @@ if TYPE_CHECKING:
 TRACKER_GRACE_S = 60.0
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a worker is told; plain values, because it travels. holder: the lease on the run folder."""
-
-    run: str
-    plan: str
-    plan_digest: str
-    settings: dict[str, Any]
-    holder: str
-    tracking_uri: str | None = None
-    mlflow_run_id: str | None = None
-    print_lines: bool = True
-
-
 def work(job: Job, batches_of: Callable[[BatchPlan, World, int], Iterator[MicroBatch]]) -> int:
     """Train until the plan's end; the number of steps done in all. Every rank calls it.
 
@@ -67,16 +52,7 @@ def work(job: Job, batches_of: Callable[[BatchPlan, World, int], Iterator[MicroB
     checkpoint.check_lease(job.run, job.holder)
     plan = BatchPlan.open(job.plan)
     newest = world.agree(checkpoint.newest_step(job.run) if world.first else None)
-    batches = Ahead(lambda: batches_of(plan, world, newest or 0))  # data flow while the model is being built
-    try:
-        return _train(job, settings, plan, world, newest, batches)
-    finally:
-        batches.close()
-
-
-def _train(
-    job: Job, settings: Settings, plan: BatchPlan, world: World, newest: int | None, batches: Iterator[MicroBatch]
-) -> int:
+    batches = batches_of(plan, world, newest or 0)
     parts, encoders = assemble(settings, plan, world, fresh=newest is None)
     if newest is not None:
         _check_state(state.restore(parts, newest), job)

@@ -46,9 +46,11 @@ def wait_for(what, process: subprocess.Popen | None, seconds: float = 150.0):
 def start(config_file: Path) -> subprocess.Popen:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     env.pop("RAY_ADDRESS", None)
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(config_file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
-    )  # fmt: skip
+    return spawn([sys.executable, "-c", DRIVER, str(config_file)], env)
+
+
+def spawn(command: list[str], env: dict[str, str]) -> subprocess.Popen:
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def starts(run: Path) -> list[dict]:
@@ -106,12 +108,7 @@ def test_killed_worker_and_killed_driver_leave_no_trace_in_the_weights(tmp_path:
     reference.write_text(config.dump(whole))
     env = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pipelines.train.local", str(reference)]
-    ranks = [
-        subprocess.Popen(
-            command, env={**env, "RANK": str(r)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for r in range(2)
-    ]
+    ranks = [spawn(command, {**env, "RANK": str(r)}) for r in range(2)]
     outs = [p.communicate(timeout=240) for p in ranks]
     assert [p.returncode for p in ranks] == [0, 0], outs
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from pipelines.config import LoaderSettings, Settings, TrainSettings
-from pipelines.train import checkpoint, launch, run_folder
+from pipelines.train import checkpoint, launch, on_ray, run_folder
 from pipelines.train.heldout import share
 from pipelines.train.lines import Follower, Pace, step_line
 from pipelines.train.records import METRICS, MetricsFile, add_event
@@ -63,17 +63,17 @@ def test_gpus_and_nodes_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_first_real_error_is_told() -> None:
-    class GroupError(Exception):
-        worker_failures = {0: RuntimeError("[gloo] Connection closed by peer"), 1: ValueError("the clip is empty")}
-
-    assert launch.first_error(GroupError("many lines")) == "rank 1: ValueError: the clip is empty"
-    assert launch.first_error(OSError("disk full")) == "OSError: disk full"
+    error = RuntimeError("many lines")
+    error.worker_failures = {0: RuntimeError("[gloo] Connection closed by peer"), 1: ValueError("the clip is empty")}
+    assert on_ray.first_error(error) == "rank 1: ValueError: the clip is empty"
+    assert on_ray.first_error(OSError("disk full")) == "OSError: disk full"
 
 
 def test_a_step_in_one_line() -> None:
     assert step_line(ROW, 300, 200.0) == (
         "step 12/300 video 9x64x64 | loss 1.2346 fm 1.2000 sem 0.3400 | speed 1.1000 | lr 2.00e-05 grad 0.500 | "
-        "wait 0.01 encode 0.20 forward 0.10 backward 0.20 optimizer 0.02 s | 1300 tokens/device 2500 tokens/s | 3m20s left"
+        "wait 0.01 encode 0.20 forward 0.10 backward 0.20 optimizer 0.02 s | 1300 tokens/device 2500 tokens/s | "
+        "3m20s left"
     )
     assert "held-out fm 0.5000" in step_line({**ROW, "heldout/loss_fm/none": 0.4, "heldout/loss_fm/add": 0.6}, 300)
     assert "loss nan" in step_line({**ROW, "train/loss": None}, 300)
