@@ -220,7 +220,6 @@ def _extras(config: Mapping[str, Any], seed: int) -> dict[str, torch.Tensor]:
     return {k: v for k, v in model.state_dict().items() if k.split(".")[0] in names}
 
 
-@torch.no_grad()
 PLACE, SHARPNESS = 6.0, 2.5  # how much of a query is its place, and how sharply attention falls off around it
 
 
@@ -234,6 +233,7 @@ def _same_place(heads: int, head_dim: int) -> torch.Tensor:
     return constant.flatten()
 
 
+@torch.no_grad()
 def random_transformer(config: Mapping[str, Any] | Preset | str, seed: int = TINY_SEED) -> SamaTransformer:
     """A model to train from nothing: each tensor is drawn from (seed, its name), so the order of
     construction and global random state do not matter. The video head starts at zero, as Wan's does, and
