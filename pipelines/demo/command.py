@@ -33,4 +33,10 @@ def demo(
     if print_config:
         print(config.dump(chosen), end="")
         return
-    run_demo(str(out), str(clips) if clips else None, chosen)
+    from pipelines.train.launch import TrainingFailedError
+
+    try:
+        run_demo(str(out), str(clips) if clips else None, chosen)
+    except TrainingFailedError as error:
+        typer.echo(f"sama: training failed: {error}", err=True)
+        raise typer.Exit(1) from None

@@ -50,6 +50,10 @@ class Places:
         return self.out / "report.html"
 
     @property
+    def state(self) -> Path:
+        return self.out / "demo.json"
+
+    @property
     def store(self) -> str:
         return f"sqlite:///{self.out / 'mlflow.db'}"
 
@@ -108,10 +112,9 @@ class Clock:
 def _open_folder(places: Places, clips: str | None, settings: DemoSettings) -> str | None:
     """Make the folder or recognise our own; the id of its parent run in MLflow (None when tracking is away)."""
     wanted = {"clips": storage.absolute(clips) if clips else None, "settings": settings.model_dump(mode="json")}
-    file = places.out / "demo.json"
     state: dict[str, Any] = {}
-    if file.exists():
-        state = json.loads(file.read_text())
+    if places.state.exists():
+        state = json.loads(places.state.read_text())
         changed = [k for k in wanted if state.get(k) != wanted[k]]
         if changed:
             raise InputError(f"{places.out} holds a demo with other {' and '.join(changed)}: choose another --out")
@@ -125,7 +128,8 @@ def _open_folder(places: Places, clips: str | None, settings: DemoSettings) -> s
             run_id = tracking.start_run(places.store, EXPERIMENT, places.out.name, params=params)
     except tracking.TrackingError as error:
         say(f"tracking: {error}; going on without")
-    storage.write_bytes(file, json.dumps({**wanted, "mlflow_run_id": run_id}, indent=1))
+    found = {"mlflow_run_id": run_id, "children": state.get("children", {})}
+    storage.write_bytes(places.state, json.dumps({**wanted, **found}, indent=1))
     return run_id
 
 
@@ -244,22 +248,31 @@ def _report(places: Places, parent: str | None) -> None:
 
 @contextlib.contextmanager
 def _child(places: Places, name: str, parent: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A child run in MLflow whose counts are what the step returns; silent when tracking is away."""
+    """A child run in MLflow whose metrics are the counts that the step logs; the same run when it is done again."""
     counts: dict[str, float] = {}
-    done = False
+    status = "FAILED"
     try:
         yield lambda result: counts.update(_numbers(result))
-        done = True
+        status = "FINISHED"
     finally:
         if parent is not None:
             try:
-                run_id = tracking.start_run(places.store, EXPERIMENT, name, parent)
-                tracker = tracking.Tracker(places.store, run_id, str(places.out))
-                tracker.metrics(0, counts)
-                tracker.close()
-                tracking.finish(places.store, run_id, "FINISHED" if done else "FAILED")
+                _log_child(places, name, parent, counts, status)
             except tracking.TrackingError as error:
                 say(f"tracking: {error}; going on without")
+
+
+def _log_child(places: Places, name: str, parent: str, counts: dict[str, float], status: str) -> None:
+    state = json.loads(places.state.read_text())
+    run_id = state["children"].get(name)
+    if run_id is None or not tracking.resume_run(places.store, run_id):
+        run_id = tracking.start_run(places.store, EXPERIMENT, name, parent)
+        state["children"][name] = run_id
+        storage.write_bytes(places.state, json.dumps(state, indent=1))
+    tracker = tracking.Tracker(places.store, run_id, str(places.out))
+    tracker.metrics(0, counts)
+    tracker.close()
+    tracking.finish(places.store, run_id, status)
 
 
 def _numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
