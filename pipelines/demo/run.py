@@ -20,6 +20,7 @@ from pipelines.demo.settings import DemoSettings
 from pipelines.progress import duration, say
 from pipelines.samples import storage
 from sama.errors import InputError
+from sama.presets import get_preset
 
 T = TypeVar("T")
 SELECTION = "demo"
@@ -66,6 +67,7 @@ def run_demo(out: str, clips: str | None, settings: DemoSettings) -> None:
     from pipelines.cluster_session import connect
 
     began = time.monotonic()
+    get_preset(settings.preset)
     places = Places(Path(storage.absolute(out)))
     if clips is not None and not storage.exists(storage.join(clips, "manifest.jsonl")):
         raise InputError(f"{clips} holds no manifest.jsonl: --clips wants a folder with one row per pair or clip")
@@ -81,7 +83,7 @@ def run_demo(out: str, clips: str | None, settings: DemoSettings) -> None:
         for stage in STAGES:
             clock.step(f"train {stage}", partial(_train, places, stage, clips, settings, parent))
         clock.step("edit", lambda: _edit(places, settings))
-        clock.step("report", lambda: _report(places, parent))
+        clock.step("report", lambda: _report(places))
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -239,11 +241,12 @@ def held_out_edits(places: Places, count: int) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda r: (r["turn"], r["key"]))[:count]
 
 
-def _report(places: Places, parent: str | None) -> None:
+def _report(places: Places) -> None:
     from pipelines.report.build import build
 
     runs = [str(places.run(stage)) for stage in STAGES]
-    build(str(places.root), runs, str(places.report), SELECTION, edits_folder=str(places.edits))
+    edits = str(places.edits) if places.edits.exists() else None
+    build(str(places.root), runs, str(places.report), SELECTION, edits_folder=edits, title="SAMA demo")
 
 
 @contextlib.contextmanager

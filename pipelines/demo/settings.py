@@ -39,6 +39,6 @@ class DemoSettings(Strict):
 
 SHORT = (
     "world.ditto=6", "world.openve=6", "world.reco=6", "world.nhr=10", "world.koala=10",
-    "stage0_steps=12", "stage1_steps=12", "train.checkpoint_every=6", "train.heldout_every=12",
+    "heldout_share=0.3", "stage0_steps=12", "stage1_steps=12", "train.checkpoint_every=6", "train.heldout_every=12",
     "train.heldout_samples=2", "train.strip_every=12", "train.strip_steps=4", "edit.clips=1", "edit.steps=6",
 )  # fmt: skip

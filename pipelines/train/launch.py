@@ -50,7 +50,8 @@ def train(settings: Settings) -> RunResult:
         if reached < prepared.steps:
             raise TrainingFailedError(f"the workers ended at step {reached} of {prepared.steps}")
     except (KeyboardInterrupt, SystemExit):  # Ray turns Ctrl-C into SystemExit(0)
-        conclude(prepared, "KILLED")
+        stopped = conclude(prepared, "KILLED")
+        say(f"stopped; the same command goes on from the checkpoint of step {stopped.final_step}")
         raise KeyboardInterrupt from None
     except Exception as error:
         message = first_error(error)

@@ -84,6 +84,7 @@ def prepare(settings: Settings, check: Callable[[Settings], None] | None = None)
         tracking_uri=uri,
         mlflow_run_id=run_id,
     )
+    _record(job, {}, started, None)
     return Prepared(job, settings, plan.steps, started, done)
 
 
@@ -92,15 +93,8 @@ def conclude(prepared: Prepared, status: str) -> RunResult:
     job = prepared.job
     step = folders.newest_step(job.run) or 0
     restarts = sum(1 for e in read_events(job.run) if e["kind"] in ("restart", "node_lost"))
-    provenance.record(
-        job.run,
-        "train",
-        job.settings,
-        {"steps": step, "restarts": restarts, "status": status},
-        {"plan": job.plan_digest},
-        prepared.started,
-        provenance.now(),
-    )
+    counts = {"steps": step, "restarts": restarts, "status": status}
+    _record(job, counts, prepared.started, provenance.now())
     if job.tracking_uri and job.mlflow_run_id:
         files = [storage.join(job.run, name) for name in (CONFIG, PLAN)]
         try:
@@ -108,6 +102,10 @@ def conclude(prepared: Prepared, status: str) -> RunResult:
         except tracking.TrackingError as error:
             _outage(job.run, str(error))
     return RunResult(job.run, job.mlflow_run_id, step)
+
+
+def _record(job: Job, counts: dict[str, Any], started: str, ended: str | None) -> None:
+    provenance.record(job.run, "train", job.settings, counts, {"plan": job.plan_digest}, started, ended)
 
 
 def resolve(settings: Settings) -> Settings:

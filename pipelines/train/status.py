@@ -7,7 +7,7 @@ import time
 from datetime import datetime
 
 from pipelines.progress import duration
-from pipelines.samples import storage
+from pipelines.samples import provenance, storage
 from pipelines.train import folders
 from pipelines.train.records import METRICS, read_events, read_rows
 from pipelines.train.run_folder import PLAN, TRACKING
@@ -25,7 +25,7 @@ def describe(run: str) -> list[str]:
     plan = json.loads(storage.read_bytes(storage.join(run, PLAN)))
     rows, events = list(read_rows(storage.join(run, METRICS))), read_events(run)
     newest, steps = folders.newest_step(run), plan["steps"]
-    lines = [f"{run}: {_state(rows, events, newest, steps)}"]
+    lines = [f"{run}: {_state(run, rows, events, newest, steps)}"]
     done = rows[-1]["step"] + 1 if rows else 0
     lines.append(f"step {done} of {steps}" + (f", loss {rows[-1]['train/loss']:.4f}" if rows else ""))
     lines.append("no checkpoint yet" if newest is None else f"newest checkpoint: step {newest}")
@@ -44,9 +44,12 @@ def describe(run: str) -> list[str]:
     return lines
 
 
-def _state(rows: list[dict], events: list[dict], newest: int | None, steps: int) -> str:
+def _state(run: str, rows: list[dict], events: list[dict], newest: int | None, steps: int) -> str:
     if newest is not None and newest >= steps:
         return "finished"
+    ended = (provenance.read(run) or {}).get("counts", {}).get("status")  # empty while a driver is at work
+    if ended == "KILLED":
+        return "stopped by its user"
     if events and events[-1]["kind"] == "failed":
         return "failed"
     last = max([e["time"] for e in events] + [r["time"] for r in rows[-1:]], default=0.0)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipelines.config import LoaderSettings, Settings, TrainSettings
+from pipelines.samples import provenance
 from pipelines.train import checkpoint, launch, on_ray, run_folder
 from pipelines.train.heldout import share
 from pipelines.train.lines import Follower, Pace, step_line
@@ -122,6 +123,9 @@ def test_status_tells_the_story(tmp_path: Path) -> None:
     assert lines[2] == "no checkpoint yet"
     assert lines[3].startswith("1 starts, 1 restarts by Ray")
     assert "rank 0: killed" in lines[4]
+    provenance.record(str(tmp_path), "train", {}, {"status": "KILLED"}, {}, provenance.now(), provenance.now())
+    assert describe(str(tmp_path))[0].endswith(": stopped by its user")
+    provenance.record(str(tmp_path), "train", {}, {}, {}, provenance.now())
     add_event(str(tmp_path), "failed", "no more restarts")
     assert describe(str(tmp_path))[0].endswith(": failed")
     checkpoint.save(str(tmp_path), 4, {}, {"step": 4})

@@ -48,10 +48,10 @@ def test_a_step_equals_the_plain_computation(world: World, tmp_path: Path) -> No
     optimizer.step()
 
     row, notes = train_step(parts, toy_ranks.batches(world, 0, 3))
-    assert row["train/loss"] == pytest.approx(float(found.total.mean()), rel=1e-5)
-    assert row["train/loss_fm"] == pytest.approx(float(found.fm.mean()), rel=1e-5)
-    assert row["train/loss_sem"] == pytest.approx(float(found.semantic.mean()), rel=1e-5)
-    assert row["train/loss_fm/speed"] == pytest.approx(float(found.fm[1::2].mean()), rel=1e-5)
+    assert row["train/loss"] == pytest.approx(found.total.mean().item(), rel=1e-5)
+    assert row["train/loss_fm"] == pytest.approx(found.fm.mean().item(), rel=1e-5)
+    assert row["train/loss_sem"] == pytest.approx(found.semantic.mean().item(), rel=1e-5)
+    assert row["train/loss_fm/speed"] == pytest.approx(found.fm[1::2].mean().item(), rel=1e-5)
     assert row["train/grad_norm"] == pytest.approx(float(norm), rel=1e-4)
     assert row["train/lr"] == 5e-4
     assert row["seen/image_samples"] == toy_ranks.GLOBAL
