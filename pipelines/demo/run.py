@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -301,4 +302,4 @@ def _say_where(places: Places, seconds: float) -> None:
     for edit in edits:
         say(f"edited clip   {edit}")
     say(f"MLflow store  {places.store}")
-    say(f"look at it    mlflow ui --backend-store-uri {places.store}")
+    say(f"look at it    {Path(sys.executable).with_name('mlflow')} ui --backend-store-uri {places.store}")

@@ -54,9 +54,10 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def smooth(values: Numbers, window: int | None = None) -> np.ndarray:
-    """Centred moving mean over `window` points (default: a fifteenth of the curve), shorter at the ends.
+    """Centred moving mean over `window` points (default: a fifteenth of the curve).
 
-    Values that are not finite are left out of the mean.
+    At an end the window loses the half that would lie outside and no more, so that the curve does not end in a
+    single noisy step. Values that are not finite are left out of the mean.
     """
     data = np.asarray(values, dtype=np.float64)
     if len(data) == 0:
@@ -65,8 +66,8 @@ def smooth(values: Numbers, window: int | None = None) -> np.ndarray:
     good = np.isfinite(data)
     total = np.concatenate([[0.0], np.cumsum(np.where(good, data, 0.0))])
     count = np.concatenate([[0], np.cumsum(good)])
-    reach = np.minimum(half, np.minimum(np.arange(len(data)), np.arange(len(data))[::-1]))
-    low, high = np.arange(len(data)) - reach, np.arange(len(data)) + reach + 1
+    place = np.arange(len(data))
+    low, high = np.maximum(place - half, 0), np.minimum(place + half + 1, len(data))
     seen = count[high] - count[low]
     return np.where(seen > 0, (total[high] - total[low]) / np.maximum(seen, 1), np.nan)
 
