@@ -44,6 +44,17 @@ def watch(pid: int, peak: list[float], stop: threading.Event) -> None:
             return
 
 
+def read(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def step_split(metrics: Path) -> dict[str, float]:
+    """Mean seconds of each part of a step; the first steps, which warm up, are left out."""
+    rows = read(metrics)[5:]
+    parts = [name for name in rows[0] if name.startswith("time/")]
+    return {name.removeprefix("time/"): sum(r[name] for r in rows) / len(rows) for name in parts}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips")
@@ -66,12 +77,15 @@ def main() -> None:
         wall = time.monotonic() - began
         if code:
             sys.exit(f"sama demo ended with exit code {code}")
-        rows = [json.loads(line) for line in (out / "timings.jsonl").read_text().splitlines()]
+        rows = read(out / "timings.jsonl")
+        splits = {stage: step_split(out / "runs" / stage / "metrics.jsonl") for stage in ("stage0", "stage1")}
     print(f"\n{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
     print("| step | seconds | share |\n| --- | ---: | ---: |")
     for row in rows:
         print(f"| {row['step']} | {row['seconds']:.0f} | {row['seconds'] / wall:.0%} |")
     print(f"| whole | {wall:.0f} | 100% |")
+    for stage, split in splits.items():
+        print(f"{stage}, mean seconds of a step: " + ", ".join(f"{k} {v:.2f}" for k, v in split.items()))
     print(f"\npeak memory of all processes: {peak[0] / 1e9:.2f} GB")
 
 

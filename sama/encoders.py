@@ -81,7 +81,7 @@ class Encoders:
             repo, subfolder = str(shipped("vae")), None
         vae = self._open(AutoencoderKLWan, repo, subfolder)
         for kernel in vae.parameters():
-            if kernel.ndim == 5:  # a CPU is twice as fast at 3D convolutions in this layout
+            if kernel.ndim == 5:  # a CPU convolves clips faster in this layout
                 kernel.data = kernel.data.contiguous(memory_format=torch.channels_last_3d)
         return vae
 

@@ -182,7 +182,7 @@ def train(out: Path, frame_steps: int, clip_steps: int, peak: float) -> None:
     vae = AutoencoderKLWan(**TINY_VAE)
     start_near_identity(vae)
     for weight in vae.parameters():
-        if weight.ndim == 5:  # a CPU is twice as fast at 3D convolutions in this layout
+        if weight.ndim == 5:  # a CPU convolves clips faster in this layout
             weight.data = weight.data.contiguous(memory_format=torch.channels_last_3d)
     kernels = [p for p in vae.parameters() if p.ndim >= 4 and p.shape[0] > 3]
     others = [p for p in vae.parameters() if not any(p is k for k in kernels)]
