@@ -32,15 +32,16 @@ def track(items: Iterable[T], total: int | None = None, label: str = "", unit: s
         yield from _bar(items, total, label)
         return
     began = last = time.monotonic()
-    done = 0
+    done = said = 0
     for item in items:
         yield item
         done += 1
         now = time.monotonic()
         if now - last >= LINE_EVERY_S:
-            last = now
+            last, said = now, done
             say(_line(label, done, total, unit, now - began))
-    say(_line(label, done, total, unit, time.monotonic() - began))
+    if said < done or not done:
+        say(_line(label, done, total, unit, time.monotonic() - began))
 
 
 def _line(label: str, done: int, total: int | None, unit: str, seconds: float) -> str:
