@@ -79,11 +79,7 @@ class Encoders:
         repo, subfolder = self._place("vae")
         if repo is None:
             repo, subfolder = str(shipped("vae")), None
-        vae = self._open(AutoencoderKLWan, repo, subfolder)
-        for kernel in vae.parameters():
-            if kernel.ndim == 5:  # a CPU convolves clips faster in this layout
-                kernel.data = kernel.data.contiguous(memory_format=torch.channels_last_3d)
-        return vae
+        return self._open(AutoencoderKLWan, repo, subfolder)
 
     @functools.cached_property
     def tokenizer(self) -> Any:
