@@ -10,6 +10,7 @@ import numpy as np
 import yaml
 
 from pipelines.samples import storage
+from pipelines.train.records import whole_lines
 from sama.errors import InputError
 
 TIMES = ("wait", "encode", "forward", "backward", "optimizer")
@@ -86,7 +87,7 @@ def read_run(uri: str) -> Run:
         config=_config(storage.join(uri, "config.yaml")),
         curves=_curves(rows),
         rows=rows,
-        events=[e for e in _lines(storage.join(uri, "events.jsonl")) if isinstance(e, dict)],
+        events=[e for e in whole_lines(storage.join(uri, "events.jsonl")) if isinstance(e, dict)],
         strips=[f for f in storage.list_files(storage.join(uri, "samples"), recursive=True) if f.endswith(".png")],
     )
 
@@ -114,22 +115,9 @@ def _config(uri: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _lines(uri: str) -> list[Any]:
-    """Rows of a jsonl file; a line that a killed process left torn is skipped."""
-    if not storage.exists(uri):
-        return []
-    found = []
-    for line in storage.read_bytes(uri).decode(errors="replace").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
-
-
 def _rows(uri: str) -> list[dict[str, Any]]:
     """Metric rows by step; a step that was done again after a restart counts once, as it was done last."""
-    by_step = {r["step"]: r for r in _lines(uri) if isinstance(r, dict) and isinstance(r.get("step"), int)}
+    by_step = {r["step"]: r for r in whole_lines(uri) if isinstance(r, dict) and isinstance(r.get("step"), int)}
     return [by_step[s] for s in sorted(by_step)]
 
 

@@ -95,16 +95,20 @@ def add_event(run: str, kind: str, message: str, step: int | None = None, node: 
 
 def read_events(run: str) -> list[dict]:
     """Everything that happened to a run, oldest first; a torn line is left out."""
-    uri = storage.join(run, EVENTS)
+    return whole_lines(storage.join(run, EVENTS))
+
+
+def whole_lines(uri: str) -> list[dict]:
+    """What a jsonl file holds, without the lines that cannot be read; an absent file holds nothing."""
     if not storage.exists(uri):
         return []
-    events = []
-    for line in storage.read_bytes(uri).decode().splitlines():
+    found = []
+    for line in storage.read_bytes(uri).decode(errors="replace").splitlines():
         try:
-            events.append(json.loads(line))
+            found.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return events
+    return found
 
 
 def _ends_with_newline(path: str) -> bool:
