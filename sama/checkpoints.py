@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from sama.errors import InputError
-from sama.names import from_official, official_key, our_key, to_official, transformer_config
+from sama.names import from_official, official_key, our_key, sizes_of, to_official, transformer_config
 from sama.presets import TINY_SEED, Preset, get_preset
 from sama.randomness import generator
+from sama.tensor_files import read_safetensors, write_safetensors
 from sama.transformer import SamaTransformer, stays_float32
 
 __all__ = [
@@ -39,6 +37,7 @@ __all__ = [
     "save_official",
     "to_official",
     "transformer_config",
+    "write_safetensors",
 ]
 
 StateDict = Mapping[str, torch.Tensor]
@@ -75,37 +74,19 @@ def check(model: torch.nn.Module, state: StateDict, *, origin: str = "the state 
             raise InputError(f"{origin} has {shown(key)}, which the model lacks")
 
 
-def read_safetensors(path: str | os.PathLike, device: str = "cpu") -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, or of all safetensors files in a folder (shards of one model)."""
-    place = Path(path)
-    files = sorted(place.glob("*.safetensors")) if place.is_dir() else [place]
-    if not files or not files[0].is_file():
-        what = "holds no safetensors file" if place.is_dir() else "does not exist"
-        raise InputError(f"{path} {what}")
-    state: dict[str, torch.Tensor] = {}
-    for file in files:
-        try:
-            with safe_open(file, framework="pt", device=device) as opened:
-                for key in opened.keys():  # noqa: SIM118 - not a dict
-                    if key in state:
-                        raise InputError(f"{place} has {key} in two files, {file.name} and an earlier one")
-                    state[key] = opened.get_tensor(key)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{file} is not a complete safetensors file: {error}") from None
-    return state
-
-
 def load_official(
     source: str | os.PathLike | StateDict,
-    config: Mapping[str, Any] | Preset | str,
+    config: Mapping[str, Any] | Preset | str | os.PathLike,
     *,
     dtype: torch.dtype | None = None,
     device: str = "cpu",
 ) -> SamaTransformer:
     """Read weights in the released checkpoint's names.
 
-    source: a safetensors file, a folder with its shards, or a state dict.
-    config: a preset or its name, or sizes in the official (`dim`, `num_heads`, ...) or diffusers' naming.
+    source: a safetensors file, a folder with shards or their index.json, or a state dict; prefixes that wrappers
+    leave (`model.diffusion_model.`, `pipe.dit.`, `module.`, ...) are taken off.
+    config: a preset or its name, the path of a config.json, or sizes in the official (`dim`, `num_heads`, ...) or
+    diffusers' naming; sizes that it does not give are read off the weights.
     dtype: cast to it; by default tensors stay as stored. Modulation tables, norms and the time embedding
     stay float32 then, as diffusers keeps them.
     """
@@ -118,7 +99,22 @@ def load_official(
         if our_key(key) in state:
             raise InputError(f"{origin} has {key} twice, under different prefixes")
         state[our_key(key)] = tensor
-    return build(config, cast(state, dtype), origin=origin, shown=official_key)
+    sizes = _read_config(config)
+    if isinstance(sizes, Mapping):
+        sizes = {**sizes_of({k: v.shape for k, v in state.items()}), **transformer_config(sizes)}
+    return build(sizes, cast(state, dtype), origin=origin, shown=official_key)
+
+
+def _read_config(config: Mapping[str, Any] | Preset | str | os.PathLike) -> Mapping[str, Any] | Preset | str:
+    if not isinstance(config, os.PathLike) and not (isinstance(config, str) and config.endswith(".json")):
+        return config
+    try:
+        found = json.loads(Path(config).read_text())
+    except (OSError, ValueError):
+        raise InputError(f"{config} is not a readable config.json") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{config} does not hold sizes by name")
+    return found
 
 
 def cast(state: StateDict, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
@@ -134,20 +130,7 @@ def save_official(model: SamaTransformer | StateDict, path: str | os.PathLike) -
     Takes a model or a full state dict in our names.
     """
     state = model if isinstance(model, Mapping) else model.state_dict()
-    _write_safetensors(to_official(state), Path(path))
-
-
-def _write_safetensors(state: StateDict, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        tensors = {k: v.detach().to("cpu").contiguous() for k, v in state.items()}
-        save_file(tensors, temporary, metadata={"format": "pt"})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    write_safetensors(to_official(state), Path(path))
 
 
 def save_diffusers(model: SamaTransformer, folder: str | os.PathLike) -> None:
@@ -162,10 +145,7 @@ def load_diffusers(
     place = Path(folder)
     if not (place / "config.json").is_file() and (place / "transformer" / "config.json").is_file():
         place = place / "transformer"
-    try:
-        config = json.loads((place / "config.json").read_text())
-    except (OSError, ValueError):
-        raise InputError(f"{folder} is not a diffusers folder: it has no readable config.json") from None
+    config = _config_of(place)
     if config.get("_class_name") != "SamaTransformer":
         raise InputError(f"{folder} holds a {config.get('_class_name')}, not a SamaTransformer; start from it instead")
     return build(config, cast(read_safetensors(place, device), dtype), origin=str(place))
@@ -179,10 +159,11 @@ def from_t2v(
     dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> SamaTransformer:
-    """The model Stage 0 starts from: a text-to-video backbone and fresh extra modules.
+    """The model that training starts from: a text-to-video backbone and fresh extra modules.
 
-    source: a Wan transformer, a hub id or a folder; None takes the preset's own (preset `tiny` has none
-    and starts from fixed random weights). seed: of the extra modules' start values. options: `role_encoding`,
+    source: a Wan transformer, a hub id or a folder; or official safetensors (a file, or shards). Extra modules that
+    it brings, as an export or the released SAMA weights do, are kept. None takes the preset's own (preset `tiny` has
+    none and starts from fixed random weights). seed: of the extra modules' start values. options: `role_encoding`,
     `semantic_position`. Without source and semantic tokens the result equals the backbone exactly.
     """
     config = {**transformer_config(preset), **options}
@@ -193,14 +174,36 @@ def from_t2v(
         source = preset.components["transformer"].repo
     if source is None:
         raise InputError("a backbone to start from is needed: a hub id or a folder")
-    backbone = source if isinstance(source, WanTransformer3DModel) else _open_backbone(str(source), dtype)
+    found = source.state_dict() if isinstance(source, WanTransformer3DModel) else _open_weights(str(source), dtype)
     with torch.device("meta"):
         model = SamaTransformer(**config)
-    state = cast({**backbone.state_dict(), **_extras(config, seed)}, dtype)
-    check(model, state, origin="the text-to-video backbone")
+    state = cast({**_extras(config, seed), **found}, dtype)
+    check(
+        model, state, origin="the text-to-video backbone" if isinstance(source, WanTransformer3DModel) else str(source)
+    )
     model.load_state_dict(state, assign=True)
     model.reset_buffers("cpu")
     return model
+
+
+def _open_weights(source: str, dtype: torch.dtype) -> StateDict:
+    """Weights by our names from a hub id, a diffusers folder of either class, or official safetensors."""
+    place = Path(source)
+    for folder in (place, place / "transformer"):
+        if (folder / "config.json").is_file():
+            if _config_of(folder).get("_class_name") == "SamaTransformer":
+                return read_safetensors(folder)
+            return _open_backbone(source, dtype).state_dict()
+    if place.exists() or place.suffix in (".safetensors", ".json"):
+        return from_official(read_safetensors(place))
+    return _open_backbone(source, dtype).state_dict()
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"{folder} is not a diffusers folder: it has no readable config.json") from None
 
 
 def _open_backbone(source: str, dtype: torch.dtype) -> WanTransformer3DModel:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from sama import video
 from sama.editing import EditPipeline, EditSettings, Watch
 from sama.errors import InputError
 from sama.video import Bucket, Probe
+from sama.video_frames import best_stream
 
 DECODE_BYTES = 2**28  # pixels held at the file's own size while they are scaled to the working size
 STRIP_FRAMES, STRIP_HEIGHT = 6, 128
@@ -57,15 +60,17 @@ def edit_media(
 
     The model works at the preset's area, at the aspect ratio of its buckets nearest to the file's: frames are stretched
     by the few percent that remain and stretched back, so nothing is cropped and source and edit agree pixel by pixel.
-    4:2:0 video needs even sides: an odd one grows by a pixel. image_format: png, jpg or webp, for a still image.
-    max_frames: edit only the beginning. video.MediaError when the bytes cannot be decoded; InputError for settings.
+    Pixels that are not square stay so, and the model sees the picture in its true proportions. 4:2:0 video needs even
+    sides: an odd one grows by a pixel. image_format: png, jpg or webp, for a still image. max_frames: edit only the
+    beginning. video.MediaError when the bytes cannot be decoded; InputError for settings.
     """
     facts = video.probe(data)
     count = min(facts.frames, max_frames) if max_frames else facts.frames
     preset = pipeline.encoders.preset
-    shape = working_size(facts.width, facts.height, preset.area, preset.multiple)
-    source = read(data, facts, count, shape.height, shape.width)
     still = video.is_image(data)
+    pixel = Fraction(1) if still else pixel_aspect(data)
+    shape = working_size(round(facts.width * pixel), facts.height, preset.area, preset.multiple)
+    source = read(data, facts, count, shape.height, shape.width)
     edits = pipeline.edit_each(source, instructions, settings, progress=progress, **changes)
     for instruction in instructions:
         started = time.monotonic()
@@ -74,7 +79,8 @@ def edit_media(
         if still:
             done = video.encode_image(full[0], image_format)
         else:
-            done = video.encode(full, facts.fps, audio_from=data if facts.has_audio else None)
+            sound = data if facts.has_audio else None
+            done = video.encode(full, facts.fps, audio_from=sound, pixel_aspect=pixel if pixel != 1 else None)
         seconds = time.monotonic() - started
         yield Edited(done, image_format if still else "mp4", instruction, source, frames, seconds, facts)
 
@@ -112,6 +118,22 @@ def output_format(data: bytes, out: str) -> str:
     if suffix != "mp4":
         raise InputError(f"{out}: an edited video is written as .mp4")
     return suffix
+
+
+def pixel_aspect(data: bytes) -> Fraction:
+    """Width over height of a video's pixels, as shown after rotation; 1 where the file does not say."""
+    import av
+
+    try:
+        with av.open(io.BytesIO(data)) as container:
+            stream = best_stream(container)
+            frame = next(container.decode(stream))
+            said = stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio
+    except (av.FFmpegError, OSError, ValueError, StopIteration) as error:
+        raise video.MediaError(f"not a readable video: {error}") from None
+    if not said or said <= 0:
+        return Fraction(1)
+    return 1 / Fraction(said) if frame.rotation % 180 else Fraction(said)
 
 
 def working_size(width: int, height: int, area: int, multiple: int) -> Bucket:

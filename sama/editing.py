@@ -22,6 +22,7 @@ from sama.errors import InputError
 from sama.randomness import normal
 from sama.sampler import State
 
+NO_SOURCE = ("zeros", "omit")
 TEMPORAL = 4  # frames per latent frame, of every Wan VAE
 
 Watch = Callable[[Iterable[int]], Iterable[int]]
@@ -35,6 +36,9 @@ class EditSettings:
     source_guidance the s_I of the separate formula (`sama.sampler.separate_guidance`), three forwards per step.
     frames_per_window: the longest piece the model sees at once, 4k+1 frames. overlap: frames that neighbouring
     windows share at least; None for a quarter of a window. anchors: semantic anchor frames; 0 without.
+    negative_prompt: what guidance leads away from; None for the bare prefix. no_source: what the model sees in
+    v(0, .) of the separate formula: `zeros` in the source's latents, as released and as trained by source dropout,
+    or `omit`: no source tokens.
     """
 
     steps: int = 50
@@ -46,6 +50,8 @@ class EditSettings:
     frames_per_window: int = 81
     overlap: int | None = None
     anchors: int = 1
+    negative_prompt: str | None = None
+    no_source: str = "zeros"
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -54,10 +60,17 @@ class EditSettings:
             raise InputError(f"shift must be above 0, not {self.shift}")
         if self.seed < 0:
             raise InputError(f"seed must be 0 or more, not {self.seed}")
+        if self.no_source not in NO_SOURCE:
+            raise InputError(f"{self.no_source} is not a way to leave the source out; there are {', '.join(NO_SOURCE)}")
         if self.frames_per_window < 1 or self.frames_per_window % TEMPORAL != 1:
             raise InputError(f"frames per window must be 4k+1 (1, 5, 9, ... 81), not {self.frames_per_window}")
         if self.overlap is not None and not 0 <= self.overlap < self.frames_per_window:
             raise InputError(f"an overlap of {self.overlap} frames does not fit windows of {self.frames_per_window}")
+
+    def prompts(self, instructions: Sequence[str]) -> list[str]:
+        """What the text encoder reads: the negative prompt, then each instruction behind the prefix."""
+        negative = self.prefix.strip() if self.negative_prompt is None else self.negative_prompt
+        return [negative, *(self.prefix + instruction.strip() for instruction in instructions)]
 
     @property
     def window(self) -> int:
@@ -138,9 +151,7 @@ class EditPipeline:
         padded = pad_length(frames)
         self.encoders.preset.latent_shape(*padded.shape[:3])  # InputError for sides that the model cannot take
         with self._resident(self.encoders):
-            negative, *texts = self.encoders.encode_text(
-                [how.prefix.strip(), *(how.prefix + instruction.strip() for instruction in instructions)]
-            ).split(1)
+            negative, *texts = self.encoders.encode_text(how.prompts(instructions)).split(1)
             if self.offload:
                 self.encoders.release("text_encoder")
             source = self.encoders.encode_video(padded[None])
@@ -152,30 +163,66 @@ class EditPipeline:
             yield np.ascontiguousarray(edited.cpu().numpy()[: len(frames)])
 
     @torch.no_grad()
+    def generate(
+        self,
+        prompt: str,
+        frames: int,
+        height: int,
+        width: int,
+        settings: EditSettings | None = None,
+        *,
+        progress: bool | Watch = True,
+        **changes: Any,
+    ) -> np.ndarray:
+        """A clip from text alone, no source: (frames, height, width, 3) uint8. What Stage 0 keeps of text to video.
+
+        frames: any number; height and width as in `edit`. InputError for sizes and settings that cannot be.
+        """
+        how = dataclasses.replace(settings or EditSettings(), **changes)
+        if not prompt.strip():
+            raise InputError("the prompt is empty")
+        if how.source_guidance is not None:
+            raise InputError("without a source there is nothing to guide it by: leave source_guidance out")
+        padded = frames + -(frames - 1) % TEMPORAL
+        shape = (1, *self.encoders.preset.latent_shape(padded, height, width))
+        with self._resident(self.encoders):
+            negative, text = self.encoders.encode_text(how.prompts([prompt])).split(1)
+        with self._resident(self.model):
+            latents = self.sample(None, text, negative, how, progress, shape)
+        with self._resident(self.encoders):
+            made = self.encoders.decode_video(latents)[0]
+        return np.ascontiguousarray(made.cpu().numpy()[:frames])
+
+    @torch.no_grad()
     def sample(
         self,
-        source: torch.Tensor,
+        source: torch.Tensor | None,
         text: torch.Tensor,
         negative: torch.Tensor,
         how: EditSettings,
         progress: bool | Watch = False,
+        shape: Sequence[int] = (),
     ) -> torch.Tensor:
-        """Target latents (1, C, T', H', W') float32 for source latents of that shape and text (1, L, text_dim)."""
+        """Target latents (1, C, T', H', W') float32 for source latents of that shape and text (1, L, text_dim).
+
+        Without a source `shape` says how large they are to be.
+        """
         device = next(self.model.parameters()).device
-        source, text, negative = source.to(device).float(), text.to(device), negative.to(device)
-        noise = State(
-            normal(how.seed, "edit latents", tuple(source.shape)).to(device), self._semantic_noise(how, device)
-        )
-        size = min(how.window, source.shape[2])
-        starts = sampler.windows(source.shape[2], how.window, how.shared)
-        weights = sampler.window_weights(source.shape[2], size, starts).to(device)
+        source = None if source is None else source.to(device).float()
+        shape = tuple(shape if source is None else source.shape)
+        text, negative = text.to(device), negative.to(device)
+        noise = State(normal(how.seed, "edit latents", shape).to(device), self._semantic_noise(how, device))
+        length, size = shape[2], min(how.window, shape[2])
+        starts = sampler.windows(length, how.window, how.shared)
+        weights = sampler.window_weights(length, size, starts).to(device)
 
         def velocity(state: State, sigma: float) -> State:
             whole, semantic = torch.zeros_like(state.latents), None
             for i, start in enumerate(starts):
                 part = slice(start, start + size)
                 piece = State(state.latents[:, :, part], state.semantic)
-                found = self._guided(piece, sigma, source[:, :, part], text, negative, how)
+                shown = None if source is None else source[:, :, part]
+                found = self._guided(piece, sigma, shown, text, negative, how)
                 whole[:, :, part] += weights[i, part].view(1, 1, -1, 1, 1) * found.latents
                 semantic = found.semantic if i == 0 else semantic  # the first window decides for all
             return State(whole, semantic)
@@ -203,14 +250,15 @@ class EditPipeline:
         self,
         state: State,
         sigma: float,
-        source: torch.Tensor,
+        source: torch.Tensor | None,
         text: torch.Tensor,
         negative: torch.Tensor,
         how: EditSettings,
     ) -> State:
         both = self._predict(state, sigma, text, source)
-        if how.source_guidance is not None:
-            text_only = self._predict(state, sigma, text, None)
+        if how.source_guidance is not None and source is not None:
+            nothing = None if how.no_source == "omit" else torch.zeros_like(source)
+            text_only = self._predict(state, sigma, text, nothing)
             source_only = self._predict(state, sigma, negative, source)
             return sampler.separate_guidance(both, text_only, source_only, how.source_guidance, how.guidance)
         if how.guidance == 1.0:

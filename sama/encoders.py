@@ -6,13 +6,11 @@ Method: sections 2 and 3. Each part is loaded when first used, from the hub, a l
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import hashlib
 import html
-import json
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ftfy
@@ -20,22 +18,24 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from sama import fingerprints
 from sama.errors import InputError
-from sama.presets import TINY_SEED, Component, Preset, get_preset
+from sama.presets import Component, Preset, get_preset
 from sama.semantic import pool_tokens
 from sama.tiny import random_encoder, shipped
 
-ENCODING_VERSION = 1  # part of `Encoders.digest`: raise it when the same weights give other numbers
-PIXELS_AT_ONCE = (
-    2**19
-)  # frames x height x width that go through the VAE together: 14 clips of 9x64x64, one of 81x480x832
+# frames x height x width that go through the VAE together: 14 clips of 9x64x64, one of 81x480x832
+PIXELS_AT_ONCE = 2**19
 PIXELS_PER_LATENT = 4 * 8 * 8
+TILED_ABOVE = 1280 * 720  # pixels of a frame beyond which the VAE works in tiles, or its activations fill the device
+TILE, TILE_STRIDE = 512, 384  # pixels; neighbouring tiles are blended over the 128 that they share
 Frames = torch.Tensor | np.ndarray
 
 
 def clean_text(text: str) -> str:
     """Repair broken characters, resolve HTML entities, fold white space; what Wan was trained with."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    if not (text.isascii() and text.isprintable() and "&" not in text):  # in such text there is nothing to repair
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
 
 
@@ -54,6 +54,8 @@ class Encoders:
         if unknown:
             raise InputError(f"{min(unknown)} is not a component; there are wan, {', '.join(preset.components)}")
         self._sources = dict(sources or {})
+        self._digests: dict[str, str] = {}
+        self._given: frozenset[str] = frozenset()
 
     @classmethod
     def from_preset(
@@ -69,6 +71,25 @@ class Encoders:
         for all parts of the backbone's folder; without it the preset's own. Nothing is loaded yet.
         """
         return cls(get_preset(preset), device, dtype, sources)
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Hub id or folder of each component that does not come from the preset's own source."""
+        return dict(self._sources)
+
+    @classmethod
+    def from_parts(
+        cls,
+        preset: Preset | str,
+        parts: Mapping[str, Any],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Encoders:
+        """Encoders of a preset around parts that are loaded already (`vae`, `text_encoder`, `tokenizer`, `vision`)."""
+        found = cls.from_preset(preset, device, dtype)
+        vars(found).update(parts)
+        found._given = frozenset(parts)
+        return found
 
     # -- parts ----------------------------------------------------------------
 
@@ -115,9 +136,13 @@ class Encoders:
         )
 
     def release(self, *names: str) -> None:
-        """Forget loaded parts (`vae`, `text_encoder`, `vision`); the next use loads them again."""
+        """Forget loaded parts (`vae`, `text_encoder`, `vision`); the next use loads them again. A part that was given
+        is not ours to forget: it moves to the CPU."""
         for name in names:
-            self.__dict__.pop(name, None)
+            if name in self._given:
+                self.__dict__[name].to("cpu")
+            else:
+                self.__dict__.pop(name, None)
 
     def to(self, device: torch.device | str) -> Encoders:
         """Move what is loaded, and load the rest there."""
@@ -151,16 +176,18 @@ class Encoders:
 
         frames: (B, T, H, W, 3) uint8, T = 1 for images or 4k+1; H and W multiples of the preset's sides
         returns (B, C, T', H', W') float32, the mode of the posterior, normalised per channel with the VAE's
-        `latents_mean` and `latents_std`. Small clips go together, large ones one at a time.
+        `latents_mean` and `latents_std`. Small clips go together, large ones one at a time, frames of more than
+        TILED_ABOVE pixels in overlapping tiles.
         """
         pixels = _uint8(frames)
         _, time, height, width, _ = pixels.shape
         self.preset.latent_shape(time, height, width)
         mean, std = self._statistics()
         out = []
-        for clips in pixels.split(max(1, PIXELS_AT_ONCE // (time * height * width))):
-            x = clips.to(self.device).permute(0, 4, 1, 2, 3).to(self.dtype) / 127.5 - 1.0
-            out.append((self.vae.encode(x).latent_dist.mode().float() - mean) / std)
+        with self._tiled(height * width):
+            for clips in pixels.split(max(1, PIXELS_AT_ONCE // (time * height * width))):
+                x = clips.to(self.device).permute(0, 4, 1, 2, 3).to(self.dtype) / 127.5 - 1.0
+                out.append((self.vae.encode(x).latent_dist.mode().float() - mean) / std)
         return torch.cat(out)
 
     @torch.no_grad()
@@ -169,15 +196,28 @@ class Encoders:
         mean, std = self._statistics()
         out = []
         cells = latents.shape[2] * latents.shape[3] * latents.shape[4] * PIXELS_PER_LATENT
-        for some in latents.split(max(1, PIXELS_AT_ONCE // cells)):
-            z = some.to(self.device).float() * std + mean
-            pixels = self.vae.decode(z.to(self.dtype)).sample.float().clamp(-1.0, 1.0)
-            out.append(((pixels + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu())
+        with self._tiled(latents.shape[3] * latents.shape[4] * self.preset.vae_spatial**2):
+            for some in latents.split(max(1, PIXELS_AT_ONCE // cells)):
+                z = some.to(self.device).float() * std + mean
+                pixels = self.vae.decode(z.to(self.dtype)).sample.float().clamp(-1.0, 1.0)
+                out.append(((pixels + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu())
         return torch.cat(out)
 
     def enable_tiling(self, **options: Any) -> None:
-        """Let the VAE work on large frames in overlapping tiles; options as diffusers' `enable_tiling`."""
+        """Let the VAE work in overlapping tiles from now on, at any size; options as diffusers' `enable_tiling`."""
         self.vae.enable_tiling(**options)
+
+    @contextlib.contextmanager
+    def _tiled(self, area: int) -> Iterator[None]:
+        """Tiles for frames of more than TILED_ABOVE pixels, unless tiling is on already."""
+        if area <= TILED_ABOVE or self.vae.use_tiling:
+            yield
+            return
+        self.vae.enable_tiling(TILE, TILE, TILE_STRIDE, TILE_STRIDE)
+        try:
+            yield
+        finally:
+            self.vae.disable_tiling()
 
     def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
         config = self.vae.config
@@ -189,23 +229,30 @@ class Encoders:
 
     # -- text -----------------------------------------------------------------
 
-    @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> torch.Tensor:
         """Prompts to (B, max_length, text_dim) in the encoders' dtype: cleaned, cut, zeros beyond the text."""
-        length = self.preset.text_max_length
-        read = self.tokenizer(
-            [clean_text(p) for p in prompts],
-            padding="longest",
-            truncation=True,
-            max_length=length,
-            add_special_tokens=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
+        return pad_text(self.encode_prompts(prompts), self.preset.text_max_length)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> list[torch.Tensor]:
+        """Prompts to embeddings of their own length, (tokens, text_dim) each: `encode_text` without the zeros."""
+        read = self._read(prompts, padding="longest", return_attention_mask=True, return_tensors="pt")
         ids, mask = read.input_ids.to(self.device), read.attention_mask.to(self.device)
         hidden = self.text_encoder(input_ids=ids, attention_mask=mask).last_hidden_state
-        hidden = hidden * mask[..., None].to(hidden.dtype)
-        return F.pad(hidden, (0, 0, 0, length - hidden.shape[1]))
+        return [h[:n] for h, n in zip(hidden, mask.sum(1).tolist(), strict=True)]
+
+    def text_lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each prompt as the text encoder would read it; loads the tokenizer alone."""
+        return [len(ids) for ids in self._read(prompts).input_ids]
+
+    def _read(self, prompts: Sequence[str], **how: Any) -> Any:
+        return self.tokenizer(
+            [clean_text(p) for p in prompts],
+            truncation=True,
+            max_length=self.preset.text_max_length,
+            add_special_tokens=True,
+            **how,
+        )
 
     # -- semantic -------------------------------------------------------------
 
@@ -227,24 +274,26 @@ class Encoders:
 
     # -- identity -------------------------------------------------------------
 
-    @functools.cached_property
+    @property
     def digest(self) -> str:
-        """Hex digest of what the encodings depend on: parts, sizes, dtype, version; keys caches of them."""
-        parts = {}
-        for name in ("vae", "tokenizer", "text_encoder", "vision"):
-            repo, subfolder = self._place(name)
-            if repo is None and name in ("vae", "tokenizer"):
-                repo, subfolder = str(shipped(name)), None
-            parts[name] = _fingerprint(repo, subfolder)
-        identity = {
-            "version": ENCODING_VERSION,
-            "dtype": str(self.dtype),
-            "text_max_length": self.preset.text_max_length,
-            "grid": self.preset.semantic_grid,
-            "random": [TINY_SEED, self.preset.text_encoder, self.preset.vision] if self.preset.random else None,
-            "parts": parts,
-        }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        """Hex digest of what any encoding depends on."""
+        return fingerprints.combine({part: self.digest_of(part) for part in fingerprints.PARTS})
+
+    def digest_of(self, part: str) -> str:
+        """Hex digest of what one kind of encoding depends on: `text`, `vae` or `semantic`; keys caches of it.
+
+        Its files, sizes, dtype and version, and nothing of the other kinds. Nothing but the configuration of a hub
+        repository is fetched for it.
+        """
+        if part not in self._digests:
+            places = {name: self._place(name) for name in fingerprints.PARTS[part]}
+            self._digests[part] = fingerprints.digest(part, self.preset, self.dtype, places)
+        return self._digests[part]
+
+
+def pad_text(embeds: Sequence[torch.Tensor], length: int) -> torch.Tensor:
+    """Embeddings of their own lengths, (tokens, dim) each, to (B, length, dim) with zeros behind the text."""
+    return torch.stack([F.pad(e, (0, 0, 0, length - len(e))) for e in embeds])
 
 
 def _uint8(frames: Frames) -> torch.Tensor:
@@ -263,32 +312,3 @@ def _opened(call: Any, repo: str, subfolder: str | None, **options: Any) -> Any:
         place = f"{repo} ({subfolder})" if subfolder else repo
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(f"{place} cannot be loaded: {reason}") from None
-
-
-def _fingerprint(repo: str | None, subfolder: str | None) -> str | None:
-    """What identifies a component's files: their digest where they are local, else the hub revision in the cache."""
-    if repo is None:
-        return None
-    folder = Path(repo) / (subfolder or "")
-    if not folder.is_dir():
-        return f"{repo}@{_cached_revision(repo, subfolder)}:{subfolder or ''}"
-    digest = hashlib.sha256()
-    for file in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in (".json", ".safetensors", ".model")):
-        size = file.stat().st_size
-        digest.update(f"{file.name}:{size}:".encode())
-        with file.open("rb") as opened:  # whole small files; both ends of large ones
-            digest.update(opened.read(1 << 24))
-            opened.seek(max(size - (1 << 20), 0))
-            digest.update(opened.read())
-    return digest.hexdigest()
-
-
-def _cached_revision(repo: str, subfolder: str | None) -> str:
-    """Commit of a hub repository in the local cache, "" when it is not there yet."""
-    from huggingface_hub import try_to_load_from_cache
-
-    for name in ("config.json", "tokenizer_config.json"):
-        found = try_to_load_from_cache(repo, f"{subfolder}/{name}" if subfolder else name)
-        if isinstance(found, str):
-            return Path(found).parents[1 if subfolder else 0].name
-    return ""

@@ -7,7 +7,7 @@ names here. Method: section 2.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from sama.presets import Preset, get_preset
@@ -58,7 +58,19 @@ _SAME = (
     "role_encoding",
     "semantic_position",
 )
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.", "module.", "pipe.dit.", "dit.")
+_TOLD = {  # our configuration name -> parameter and axis that show it
+    "in_channels": ("patch_embedding.weight", 1),
+    "text_dim": ("condition_embedder.text_embedder.linear_1.weight", 1),
+    "freq_dim": ("condition_embedder.time_embedder.linear_1.weight", 1),
+    "ffn_dim": ("blocks.0.ffn.net.0.proj.weight", 0),
+    "semantic_dim": ("siglip_feat_mlp.fc1.weight", 1),
+    "semantic_hidden_dim": ("siglip_feat_mlp.fc1.weight", 0),
+}
+# what wrappers put before a name, alone or one after the other, and into it
+_BEFORE = re.compile(
+    r"^(?:(?:model|diffusion_model|base_model|module|pipe|dit|transformer|state_dict|_orig_mod|_fsdp_wrapped_module)\.)+"
+)
+_WITHIN = re.compile(r"\b_(?:orig_mod|fsdp_wrapped_module|checkpoint_wrapped_module)\.")
 
 
 def official_key(key: str) -> str:
@@ -67,10 +79,8 @@ def official_key(key: str) -> str:
 
 
 def our_key(key: str) -> str:
-    """Our name of a parameter in an official file."""
-    for prefix in _PREFIXES:
-        key = key.removeprefix(prefix)
-    return _rename(key, _OUTER, _INNER)
+    """Our name of a parameter in an official file, whatever wrapper it was saved from; one of ours is passed on."""
+    return _rename(_WITHIN.sub("", _BEFORE.sub("", key)), _OUTER, _INNER)
 
 
 def _rename(key: str, outer: dict[str, str], inner: dict[str, str]) -> str:
@@ -106,3 +116,13 @@ def transformer_config(config: Mapping[str, Any] | Preset | str) -> dict[str, An
     if "patch_size" in out:
         out["patch_size"] = tuple(out["patch_size"])
     return out
+
+
+def sizes_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """What the shapes of the weights (by our names) tell of a configuration: all but the heads and the epsilon."""
+    found: dict[str, int] = {}
+    for key, (part, axis) in _TOLD.items():
+        if part in shapes and len(shapes[part]) > axis:
+            found[key] = int(shapes[part][axis])
+    blocks = [int(k.split(".")[1]) for k in shapes if re.match(r"blocks\.\d+\.", k)]
+    return {**found, "num_layers": max(blocks) + 1} if blocks else found

@@ -119,10 +119,14 @@ def tube_shuffle(
     tubes = _tubes((moved, *frames.shape[1:3]), grid)
     order = _shuffle_alike([tuple(s.stop - s.start for s in tube) for tube in tubes], rng)
     out = np.empty_like(frames, order="C")
-    for to, origin in enumerate(order):
-        (times, rows, columns), (from_times, from_rows, from_columns) = tubes[to], tubes[origin]
-        for at, come in zip(range(*times.indices(moved)), range(*from_times.indices(moved)), strict=True):
-            out[at, rows, columns] = frames[come, from_rows, from_columns]
+    moves = [
+        (at, to, tubes[origin][0].start + at - tubes[to][0].start, origin)
+        for to, origin in enumerate(order)
+        for at in range(tubes[to][0].start, tubes[to][0].stop)
+    ]
+    for at, to, come, origin in sorted(moves):  # frame by frame: memory is written in order
+        (_, rows, columns), (_, from_rows, from_columns) = tubes[to], tubes[origin]
+        out[at, rows, columns] = frames[come, from_rows, from_columns]
     out[moved:] = frames[moved:]
     return out
 

@@ -68,8 +68,8 @@ def separate_guidance(
 ) -> State:
     """Text and source guided apart, as the released code does (method: section 4).
 
-    `v(I,T) + s_I (v(I,T) - v(0,T)) + s_T (v(I,T) - v(I,0))` with both = v(I,T), text_only = v(0,T): no source
-    tokens, source_only = v(I,0): the negative prompt. So s_T = 4 with s_I = 0 is plain guidance of 5.
+    `v(I,T) + s_I (v(I,T) - v(0,T)) + s_T (v(I,T) - v(I,0))` with both = v(I,T), text_only = v(0,T): source latents
+    of zeros, source_only = v(I,0): the negative prompt. So s_T = 4 with s_I = 0 is plain guidance of 5.
     """
     guided = both.plus(both.plus(text_only, -1.0), source_scale)
     return guided.plus(both.plus(source_only, -1.0), text_scale)

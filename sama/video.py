@@ -22,15 +22,12 @@ from sama.media import (
     MediaError,
     Probe,
     buckets,
-    centre_crop,
-    check_range,
     cover_crop,
-    cover_size,
     media_type,
     nearest_bucket,
-    resize,
 )
 from sama.pictures import decode_image, encode_image, is_image, probe_image
+from sama.video_frames import best_stream, decode_video, reason
 
 __all__ = [
     "Bucket",
@@ -56,37 +53,49 @@ def probe(data: bytes) -> Probe:
     kind = media_type(data)
     if kind in IMAGE_TYPES:
         return probe_image(data, kind)
-    return _scan_video(data)[0]
+    return _scan_video(data)
 
 
-def decode(data: bytes, indices: Sequence[int] | None = None, size: tuple[int, int] | None = None) -> np.ndarray:
+def decode(
+    data: bytes,
+    indices: Sequence[int] | None = None,
+    size: tuple[int, int] | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
     """Frames as (T, H, W, 3) uint8 RGB.
 
     indices: frame numbers in presentation order, any order, repeats allowed; None for all frames.
     size: (height, width); scaled to cover it while decoding, then centre-cropped. None keeps the size.
-    MediaError when a wanted frame is not there or does not decode.
+    out: where the frames go, (T, H, W, 3) uint8; needs `size`. Without it memory is allocated.
+    Only the frames from the last key frame before the first wanted one to the last wanted one are decoded, one
+    thread. MediaError when a wanted frame is not there or does not decode.
     """
+    if out is not None and size is None:
+        raise ValueError("out needs a size")
     if media_type(data) in IMAGE_TYPES:
-        return decode_image(data, indices, size)
-    facts, simple = _scan_video(data)
-    wanted = list(range(facts.frames)) if indices is None else [int(i) for i in indices]
-    check_range(wanted, facts.frames)
-    if not wanted:
-        height, width = size or (facts.height, facts.width)
-        return np.zeros((0, height, width, 3), np.uint8)
-    cover = cover_size(facts.height, facts.width, *size) if size else None
-    frames = _decode_decord(data, wanted, facts, cover) if simple else None
-    if frames is None:
-        frames = _decode_av(data, wanted, cover)
-    return centre_crop(frames, *size) if size else frames
+        frames = decode_image(data, indices, size)
+        if out is None:
+            return frames
+        out[:] = frames
+        return out
+    if indices is None or not len(indices):
+        facts = probe(data)
+        size = size or (facts.height, facts.width)
+        indices = range(facts.frames) if indices is None else []
+        if not len(indices):
+            return np.zeros((0, *size, 3), np.uint8)
+    return decode_video(data, [int(i) for i in indices], size, out)
 
 
-def encode(frames: np.ndarray, fps: float, audio_from: bytes | None = None, crf: int = 16) -> bytes:
+def encode(
+    frames: np.ndarray, fps: float, audio_from: bytes | None = None, crf: int = 16, pixel_aspect: Fraction | None = None
+) -> bytes:
     """An H.264 mp4 (yuv420p, faststart) of frames (T, H, W, 3) uint8 RGB.
 
     4:2:0 needs even sides: an odd one gets its last row or column once more, even ones stay as they are.
     audio_from: a file whose first audio track is taken along, cut to the video's length; a codec that
-    mp4 cannot hold is re-encoded as AAC. One encoder thread: the same bytes on every machine.
+    mp4 cannot hold is re-encoded as AAC. pixel_aspect: width over height of a pixel, square by default.
+    One encoder thread: the same bytes on every machine.
     """
     import av
 
@@ -105,6 +114,8 @@ def encode(frames: np.ndarray, fps: float, audio_from: bytes | None = None, crf:
             stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
             stream.options = {"crf": str(crf), "threads": "1"}
             stream.codec_context.thread_count = 1
+            if pixel_aspect is not None:
+                stream.codec_context.sample_aspect_ratio = pixel_aspect
             stream.codec_context.colorspace = 6  # smpte170m, which is what the conversion below writes
             track = _AudioTrack(out, audio) if audio and audio.streams.audio else None
             for frame in frames:
@@ -117,21 +128,12 @@ def encode(frames: np.ndarray, fps: float, audio_from: bytes | None = None, crf:
         return path.read_bytes()
 
 
-# Videos: PyAV for facts, decord for pixels, PyAV again where decord fails
-
-
-def _scan_video(data: bytes) -> tuple[Probe, bool]:
-    """The facts, and whether decord may read the file.
-
-    decord 3.4 was measured to return neighbouring frames in MPEG program streams (its frame 0 is not the
-    first) and where frames shown before a key frame follow it in the file (open GOP, HEVC leading pictures).
-    """
+def _scan_video(data: bytes) -> Probe:
     import av
 
-    simple, last_key = media_type(data) in ("mp4", "mov", "mkv"), None
     try:
         with av.open(io.BytesIO(data)) as container:
-            stream = _best_stream(container)
+            stream = best_stream(container)
             count, corrupt, times, turn = 0, False, [], None
             for packet in container.demux(stream):
                 if turn is None:  # one decoded frame proves the codec and knows the rotation
@@ -140,8 +142,6 @@ def _scan_video(data: bytes) -> tuple[Probe, bool]:
                     count, corrupt = count + 1, corrupt or packet.is_corrupt
                 if packet.size and packet.pts is not None:
                     times.append(float(packet.pts * packet.time_base))
-                    last_key = packet.pts if packet.is_keyframe else last_key
-                    simple = simple and (last_key is None or packet.pts >= last_key)
             context = stream.codec_context
             width, height = context.width, context.height
             if stream.frames > count or corrupt:
@@ -155,65 +155,10 @@ def _scan_video(data: bytes) -> tuple[Probe, bool]:
             if not rate:
                 raise MediaError("the video has no frame rate")
     except (av.FFmpegError, OSError, ValueError, StopIteration) as error:
-        raise MediaError(f"not a readable video: {_reason(error)}") from None
+        raise MediaError(f"not a readable video: {reason(error)}") from None
     if turn % 180:
         width, height = height, width
-    return Probe(width, height, rate, count, codec, has_audio, count / rate), simple
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)
-
-
-def _best_stream(container: Any) -> Any:
-    stream = container.streams.best("video")
-    if stream is None or stream.codec_context is None:
-        raise MediaError("no video stream")
-    return stream
-
-
-def _decode_decord(
-    data: bytes, indices: Sequence[int], facts: Probe, cover: tuple[int, int] | None
-) -> np.ndarray | None:
-    """The wanted frames at the covering size; None when decord cannot read the file or counts otherwise."""
-    import decord
-
-    order = sorted(set(indices))
-
-    decord.logging.set_level(decord.logging.FATAL)
-    height, width = cover or (-1, -1)
-    try:
-        reader = decord.VideoReader(io.BytesIO(data), width=width, height=height, num_threads=1)
-        if len(reader) != facts.frames:
-            return None
-        frames = reader.get_batch(order).asnumpy()
-    except (decord.DECORDError, RuntimeError, IndexError):
-        return None
-    expected = cover or (facts.height, facts.width)
-    if frames.shape[1:3] != expected:
-        return None
-    return frames if order == list(indices) else frames[np.searchsorted(order, indices)]
-
-
-def _decode_av(data: bytes, indices: Sequence[int], cover: tuple[int, int] | None) -> np.ndarray:
-    import av
-
-    wanted, found, position = set(indices), {}, 0
-    try:
-        with av.open(io.BytesIO(data)) as container:
-            for frame in container.decode(_best_stream(container)):
-                if position in wanted:
-                    picture = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-                    found[position] = resize(picture[None], *cover)[0] if cover else np.ascontiguousarray(picture)
-                position += 1
-                if len(found) == len(wanted):
-                    break
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise MediaError(f"frame {position} does not decode: {_reason(error)}") from None
-    missing = sorted(wanted - set(found))
-    if missing:
-        raise MediaError(f"frame {missing[0]} was asked for, only {position} decode")
-    return np.stack([found[i] for i in indices])
+    return Probe(width, height, rate, count, codec, has_audio, count / rate)
 
 
 class _AudioTrack:

@@ -24,6 +24,7 @@ class Facts:
     dtype: str
     parameters: int
     sources: Sources
+    complete: bool = False  # the frozen encoders are in the folder
 
 
 def licence(facts: Facts) -> str:
@@ -50,12 +51,32 @@ def render(facts: Facts) -> str:
     return f"---\n{yaml.safe_dump(matter, sort_keys=False)}---\n\n{_body(facts)}"
 
 
+_FORMATS = {  # place, names, how to edit with it
+    "official": ("sama.safetensors", "the released SAMA checkpoint's key names", "--weights sama.safetensors"),
+    "diffusers": ("transformer/", "diffusers' layout", "--weights ."),
+    "lora": ("lora.safetensors", "the common LoRA names of Wan", "--weights WEIGHTS --lora lora.safetensors"),
+}
+_PYTHON = """
+```python
+from sama import SamaEditPipeline
+
+pipe = SamaEditPipeline.from_pretrained(".")
+edited = pipe(video=frames, prompt="Make the car red.").frames[0]  # (T, H, W, 3) uint8 in and out
+```
+"""
+
+
 def _body(facts: Facts) -> str:
     averaged = "averaged (EMA)" if facts.weights == "ema" else "raw (not averaged)"
     base = facts.preset.components["transformer"]
     start = f"`{base.repo}` ({base.licence})" if base.repo else "random weights; a toy for trying the software"
-    place = "sama.safetensors" if facts.format == "official" else "transformer/"
-    names = "the released SAMA checkpoint's key names" if facts.format == "official" else "diffusers' layout"
+    place, names, use = _FORMATS[facts.format]
+    preset = facts.preset.name
+    needed = f"VAE and text encoder of the backbone, tokenizer: see preset `{preset}`"
+    if facts.format == "lora":
+        needed = f"the weights that it was trained on; {needed}"
+    elif facts.format == "diffusers" and facts.complete:
+        needed = "nothing: the frozen encoders are in this folder"
     return f"""# SAMA, preset {facts.preset.name}
 
 A video editor that follows instructions, trained after the paper *{PAPER}* (arXiv 2603.19228) with the open SAMA
@@ -66,14 +87,14 @@ pipelines. It is not the authors' checkpoint.
 | weights | {averaged}, {facts.parameters:,} parameters, {facts.dtype}, {names}, in `{place}` |
 | trained | {facts.step} steps |
 | started from | {start} |
-| also needed | VAE and text encoder of the backbone, tokenizer: see preset `{facts.preset.name}` |
+| also needed | {needed} |
 
 ## Use
 
 ```
-sama edit CLIP.mp4 "Make the car red." --weights {place.rstrip("/")} --preset {facts.preset.name} --out edited.mp4
+sama edit CLIP.mp4 "Make the car red." {use} --preset {preset} --out edited.mp4
 ```
-
+{_PYTHON if facts.format == "diffusers" else ""}
 ## Data
 
 {_data(facts.sources)}

@@ -37,6 +37,15 @@ def edit(
     frames_per_window: Annotated[
         int | None, typer.Option(help="Longest piece edited at once, 4k+1 frames; default: as in training, else 81.")
     ] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What guidance leads away from; default: the bare prefix.")
+    ] = None,
+    no_source: Annotated[
+        str | None, typer.Option(help="With --source-guidance: what stands for no source, zeros or omit.")
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="A LoRA file to merge in, FILE or FILE:SCALE; may be given again.")
+    ] = None,
     overlap: Annotated[int | None, typer.Option(help="Frames that windows share at least; default a quarter.")] = None,
     max_frames: Annotated[int | None, typer.Option(help="Edit only the beginning.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; default cuda where there is one.")] = None,
@@ -61,11 +70,12 @@ def edit(
     wanted = read_instructions(instructions) if instructions is not None else [str(instruction)]
     given = {
         "steps": steps, "shift": shift, "guidance": guidance, "source_guidance": source_guidance, "seed": seed,
-        "frames_per_window": frames_per_window, "overlap": overlap,
+        "frames_per_window": frames_per_window, "overlap": overlap, "negative_prompt": negative_prompt,
+        "no_source": no_source,
     }  # fmt: skip
     # bad input is told before the weights are read, which can take minutes
     check_request(clip, wanted, out, given)
-    loaded = load_pipeline(run, weights, preset, step=step, device=device, offload=offload)
+    loaded = load_pipeline(run, weights, preset, step=step, device=device, offload=offload, loras=lora or ())
     edit_clip(loaded, clip, wanted, out, settings_for(loaded, given), max_frames=max_frames)
 
 
@@ -85,11 +95,16 @@ def check_request(clip: str, instructions: list[str], out: str, given: dict) -> 
 def export(
     run: Annotated[str, typer.Argument(help="A run folder.")],
     *,
-    to: Annotated[str, typer.Option(help="official (one safetensors file) or diffusers (a folder).")],
+    to: Annotated[
+        str, typer.Option(help="official (one safetensors file), diffusers (a folder), or a LoRA run's lora file.")
+    ],
     out: Annotated[str, typer.Option(help="A folder that does not exist yet.")],
     weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
     step: Step = None,
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    components: Annotated[
+        bool, typer.Option("--components", help="With diffusers: copy the frozen encoders into the folder too.")
+    ] = False,
 ) -> None:
     """Write a run's weights in a public format, with a model card, the data's licences and checksums.
 
@@ -98,7 +113,7 @@ def export(
     from pipelines.edit.export import export as write
     from pipelines.progress import say
 
-    done = write(run, to, out, weights=weights, step=step, dtype=dtype)
+    done = write(run, to, out, weights=weights, step=step, dtype=dtype, components=components)
     for name, size in done["files"].items():
         say(f"{size / 1e6:10.2f} MB  {name}")
     say(f"preset {done['preset']}, step {done['step']}: {done['out']}")

@@ -18,9 +18,10 @@ from pipelines.edit import card, load
 from pipelines.edit.sources import data_sources
 from pipelines.samples import provenance, storage
 from sama.errors import InputError
+from sama.presets import Preset
 
-Format = Literal["official", "diffusers"]
-FORMATS = ("official", "diffusers")
+Format = Literal["official", "diffusers", "lora"]
+FORMATS = ("official", "diffusers", "lora")
 SUMS = "SHA256SUMS"
 
 
@@ -32,33 +33,47 @@ def export(
     weights: str = "ema",
     step: int | None = None,
     dtype: str = "float32",
+    components: bool = False,
 ) -> dict[str, Any]:
     """Write the folder `out`; returns what was written: files with sizes, step, preset.
 
-    to: `official`, one safetensors file with the released checkpoint's names; `diffusers`, a folder transformer/ as
-    `save_pretrained` writes it. weights: `ema` or `raw`. dtype: float32 (exact) or bfloat16 (modulation, norms and time
+    to: `official`, one safetensors file with the released checkpoint's names; `diffusers`, a folder that
+    `SamaEditPipeline.from_pretrained` opens; `lora`, the adapters of a LoRA run, which the other two hold merged.
+    components: copy the frozen encoders into the diffusers folder (preset tiny always does); without them it names
+    where they come from. weights: `ema` or `raw`. dtype: float32 (exact) or bfloat16 (modulation, norms and time
     embedding stay float32, as diffusers keeps them). The folder appears whole or not at all, and must not exist before.
     InputError for a run without a checkpoint, an unknown format and an `out` that is taken.
     """
     import torch
 
     from sama.checkpoints import build, cast
+    from sama.lora import count, save_lora
 
     started = provenance.now()
     _one_of("to", to, FORMATS)
+    if components and to != "diffusers":
+        raise InputError("--components go into a diffusers folder: --to diffusers")
     _one_of("weights", weights, ("ema", "raw"))
     _one_of("dtype", dtype, ("float32", "bfloat16"))
     if storage.exists(out):
         raise InputError(f"{out} exists already; choose another place for the export")
     found = load.load_run(run, step, weights)
+    if to == "lora" and found.lora is None:
+        raise InputError(f"{run} was not trained as LoRA: export it as official or diffusers")
     model = build(found.preset, cast(found.tensors, getattr(torch, dtype)), origin=run)
+    complete = components or found.preset.random
     sources = data_sources(run, found.step)
     settings = {"run": storage.absolute(run), "to": to, "weights": weights, "step": found.step, "dtype": dtype}
     with whole_folder(out) as folder:
-        write_weights(model, to, folder)
+        if to == "lora" and found.lora is not None:
+            save_lora(found.lora, folder / "lora.safetensors")
+            parameters = count(found.lora)
+        else:
+            write_weights(model, to, folder, found.preset, complete)
+            parameters = sum(p.numel() for p in model.parameters())
         facts = card.Facts(
             preset=found.preset, step=found.step, weights=weights, format=to, dtype=dtype,
-            parameters=sum(p.numel() for p in model.parameters()), sources=sources,
+            parameters=parameters, sources=sources, complete=complete,
         )  # fmt: skip
         (folder / "README.md").write_text(card.render(facts), encoding="utf-8")
         pq.write_table(sources.table, folder / "data_sources.parquet")
@@ -71,14 +86,15 @@ def export(
     return {"out": storage.absolute(out), "files": files, "step": found.step, "preset": found.preset.name}
 
 
-def write_weights(model: Any, to: str, folder: Path) -> None:
-    """The weights of a SamaTransformer in one of the formats."""
-    from sama.checkpoints import save_diffusers, save_official
+def write_weights(model: Any, to: str, folder: Path, preset: Preset, complete: bool) -> None:
+    """The weights of a SamaTransformer as one official file, or as a diffusers pipeline."""
+    from sama.checkpoints import save_official
+    from sama.diffusers_pipeline import SamaEditPipeline
 
     if to == "official":
         save_official(model, folder / "sama.safetensors")
-    else:
-        save_diffusers(model, folder / "transformer")
+        return
+    SamaEditPipeline.of(model, preset, components=complete).save_pretrained(folder)
 
 
 def checksums(folder: Path) -> str:

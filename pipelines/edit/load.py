@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from sama.editing import EditPipeline
+    from sama.lora import Lora
 
 RELEASED_WINDOW = 81  # frames; what the released weights were trained on
 DEFAULT_PRESET = "wan2.1-t2v-14b"
@@ -40,12 +42,14 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Weights:
-    """Whole tensors of a run's checkpoint in our names, with the checkpoint's state."""
+    """Whole tensors of a run's checkpoint in our names, with the checkpoint's state. lora: of a LoRA run, which is
+    merged into the tensors."""
 
     tensors: dict[str, torch.Tensor]
     preset: Preset
     step: int
     state: dict[str, Any]
+    lora: Lora | None = None
 
 
 def load_run(run: str, step: int | None = None, which: str = "ema") -> Weights:
@@ -55,20 +59,24 @@ def load_run(run: str, step: int | None = None, which: str = "ema") -> Weights:
     """
     from torch.distributed.checkpoint import CheckpointException
 
+    from pipelines.train import frozen
     from pipelines.train.checkpoint import load_weights, newest_step
 
+    lora = None
     try:
         at = newest_step(run) if step is None else step
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is meant
             tensors, preset, state = load_weights(run, at, which)
+            if tensors and state.get("lora"):
+                tensors, lora = frozen.whole(run, tensors, state["lora"])
     except (OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError, CheckpointException) as error:
         raise InputError(
             f"the checkpoint in {run} cannot be read: {type(error).__name__}: {_last_line(error)}"
         ) from None
     if not tensors:
         raise InputError(f"the checkpoint in {run} holds no {which} weights")
-    return Weights(tensors, get_preset(preset), int(at or 0), state)
+    return Weights(tensors, get_preset(preset), int(at or 0), state, lora)
 
 
 def load_pipeline(
@@ -79,17 +87,22 @@ def load_pipeline(
     step: int | None = None,
     device: str | None = None,
     offload: bool = False,
+    loras: Sequence[str] = (),
 ) -> Loaded:
     """An edit pipeline from a run folder (its EMA weights), or from a weights file or diffusers folder of a preset.
 
-    device: cuda where there is one, else the CPU; bfloat16 on cuda, float32 on the CPU. offload: only one part at a
-    time on the device. InputError for a run without a checkpoint, an unknown preset, and weights that do not fit.
+    A diffusers folder tells its preset itself, and brings the encoders that are in it. loras: files to merge in, each
+    FILE or FILE:SCALE. device: cuda where there is one, else the CPU; bfloat16 on cuda, float32 on the CPU. offload:
+    only one part at a time on the device. InputError for a run without a checkpoint, an unknown preset, and weights
+    that do not fit.
     """
     import torch
 
     from sama.editing import EditPipeline
     from sama.encoders import Encoders
+    from sama.lora import load_lora, merge_lora
 
+    wanted = [read_scale(lora) for lora in loras]
     if (run is None) == (weights is None):
         raise InputError("name the weights to edit with: --run RUN or --weights PATH, one of the two")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -102,10 +115,12 @@ def load_pipeline(
     else:
         if step is not None:
             raise InputError("--step chooses among a run's checkpoints; --weights has none")
-        chosen, at, trained = get_preset(preset or DEFAULT_PRESET), None, {}
+        chosen, at, trained = get_preset(preset or preset_of(str(weights)) or DEFAULT_PRESET), None, {}
         model = load_weights_file(str(weights), chosen, dtype)
+    for lora, scale in wanted:
+        merge_lora(model, load_lora(lora), scale, origin=lora)
     home = "cpu" if offload else device
-    encoders = Encoders.from_preset(chosen, device=home, dtype=dtype)
+    encoders = Encoders.from_preset(chosen, device=home, dtype=dtype, sources=encoders_of(weights))
     pipeline = EditPipeline(model.to(home), encoders, offload=device if offload else None)
     return Loaded(pipeline, chosen, storage.absolute(run if run is not None else str(weights)), at, **trained)
 
@@ -120,6 +135,36 @@ def load_weights_file(path: str, preset: Preset, dtype: torch.dtype | None = Non
     if (place / "config.json").is_file() or (place / "transformer" / "config.json").is_file():
         return load_diffusers(place, dtype=dtype)
     return load_official(place, preset, dtype=dtype)
+
+
+def preset_of(path: str) -> str | None:
+    """The preset that a pipeline folder names; None for other weights."""
+    try:
+        return str(json.loads((Path(path) / "model_index.json").read_text())["preset"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def encoders_of(path: str | None) -> dict[str, str]:
+    """Folders of the encoders that a pipeline folder brings, by component."""
+    if path is None or preset_of(path) is None:
+        return {}
+    names = ("vae", "text_encoder", "tokenizer", "vision")
+    return {name: str(Path(path) / name) for name in names if (Path(path) / name).is_dir()}
+
+
+def read_scale(lora: str) -> tuple[str, float]:
+    """FILE or FILE:SCALE; InputError for a scale that is no number and a file that is not there."""
+    file, mark, text = lora.rpartition(":")
+    if not mark or Path(lora).exists():
+        file, text = lora, "1"
+    try:
+        scale = float(text)
+    except ValueError:
+        raise InputError(f"--lora {lora}: {text} is not a scale; write FILE or FILE:0.8") from None
+    if not Path(file).is_file():
+        raise InputError(f"--lora: there is no file {file}")
+    return file, scale
 
 
 def trained_with(run: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def _count(run: str, step: int, root: str | None, distinct: Counter[Known], seen
     times = np.zeros(sum(g.size for g in plan.groups), dtype=np.int64)
     name = run.rsplit("/", 1)[-1]
     for i in track(range(min(step, plan.steps)), min(step, plan.steps), f"counting the data of {name}", unit="steps"):
-        np.add.at(times, [slot.sample for slot in plan[i].slots], 1)
+        np.add.at(times, plan.rows_at(i), 1)
     revisions = _revisions(root, sorted({g.dataset for g in plan.groups}))
     for number, group in enumerate(plan.groups):
         rows = plan.rows_of(number, ["key", "dataset", "license"]).to_pydict()

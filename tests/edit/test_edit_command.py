@@ -150,11 +150,15 @@ def test_weights_from_a_file_and_a_folder(run_folder: Path, clip: Path, tmp_path
         export(str(run_folder), to, str(tmp_path / to))
         found = load_pipeline(weights=str(tmp_path / to / path), preset="tiny")
         edits.append(found.pipeline.edit(np.zeros((1, 64, 64, 3), np.uint8), "x", steps=1, progress=False))
+    alone = load_pipeline(weights=str(tmp_path / "diffusers"))  # the folder names its preset and brings its encoders
+    assert alone.preset.name == "tiny"
+    edits.append(alone.pipeline.edit(np.zeros((1, 64, 64, 3), np.uint8), "x", steps=1, progress=False))
     own = load_pipeline(run=str(run_folder)).pipeline.edit(
         np.zeros((1, 64, 64, 3), np.uint8), "x", steps=1, progress=False
     )
     np.testing.assert_array_equal(edits[0], own)
     np.testing.assert_array_equal(edits[1], own)
+    np.testing.assert_array_equal(edits[2], own)
 
 
 def test_the_command(run_folder: Path, clip: Path, tmp_path: Path):
@@ -207,6 +211,8 @@ def test_bad_input_is_refused_and_overwrites_nothing(run_folder: Path, clip: Pat
         ({"run": None, "weights": str(half), "preset": "huge"}, "huge is not a preset"),
         ({"steps": 0}, "steps"),
         ({"frames_per_window": 10}, "4k\\+1"),
+        ({"no_source": "noise"}, "there are zeros, omit"),
+        ({"lora": [str(tmp_path / "no.safetensors")]}, "there is no file"),
         ({"max_frames": 0}, "max-frames"),
     ]
     good = {"clip": str(clip), "instruction": "Make it red.", "out": str(out), "run": run, "steps": 1}

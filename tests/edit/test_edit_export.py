@@ -62,7 +62,8 @@ def test_the_ema_weights_come_out_exactly(run_folder: Path, tmp_path: Path, to: 
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
     names = {"README.md", "SHA256SUMS", "data_sources.parquet", "provenance.json"}
-    weights = {"official": {"sama.safetensors"}, "diffusers": {"transformer"}}[to]
+    parts = {"transformer", "scheduler", "vae", "text_encoder", "tokenizer", "vision", "model_index.json"}
+    weights = {"official": {"sama.safetensors"}, "diffusers": parts}[to]
     assert {p.name for p in out.iterdir()} == names | weights
     check = subprocess.run(
         ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=out, capture_output=True, check=False
@@ -150,7 +151,7 @@ def test_bad_input_leaves_nothing_behind(run_folder: Path, tmp_path: Path):
     bare.mkdir()
     cases = [
         ((str(run_folder), "official", str(taken)), {}, "exists already"),
-        ((str(run_folder), "onnx", str(tmp_path / "x")), {}, "there are official, diffusers"),
+        ((str(run_folder), "onnx", str(tmp_path / "x")), {}, "there are official, diffusers, lora"),
         ((str(run_folder), "official", str(tmp_path / "x")), {"weights": "best"}, "there are ema, raw"),
         ((str(run_folder), "official", str(tmp_path / "x")), {"dtype": "int8"}, "there are float32, bfloat16"),
         ((str(run_folder), "official", str(tmp_path / "x")), {"step": 1}, "no checkpoint of step 1"),

@@ -95,6 +95,70 @@ def test_prefixes_and_shards_are_understood(config: dict, official: dict, tmp_pa
         load_official({**official, "module.head.head.bias": official["head.head.bias"]}, config)
 
 
+@pytest.mark.parametrize(
+    "prefix", ["model.", "diffusion_model.", "pipe.dit.", "dit.", "module.model.", "transformer.", "_orig_mod."]
+)
+def test_wrappers_leave_prefixes(config: dict, official: dict, prefix: str) -> None:
+    wanted = load_official(official, config).state_dict()
+    assert same(load_official({f"{prefix}{k}": v for k, v in official.items()}, config).state_dict(), wanted)
+    inner = {k.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."): v for k, v in official.items()}
+    assert same(load_official(inner, config).state_dict(), wanted)
+    ours = load_official(official, config).state_dict()  # our own names are understood too
+    assert same(load_official(ours, config).state_dict(), wanted)
+
+
+def test_an_index_names_the_shards(config: dict, official: dict, tmp_path: Path) -> None:
+    wanted, keys = load_official(official, config).state_dict(), sorted(official)
+    files = {k: f"model-{i % 2}.safetensors" for i, k in enumerate(keys)}
+    for name in set(files.values()):
+        save_file({k: official[k] for k in keys if files[k] == name}, tmp_path / name)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    (tmp_path / "other.safetensors").write_bytes(b"not of this model")
+    assert same(load_official(index, config).state_dict(), wanted)
+    assert same(load_official(tmp_path, config).state_dict(), wanted)
+    index.write_text(json.dumps({"weight_map": {**files, "extra.weight": "model-0.safetensors"}}))
+    with pytest.raises(InputError, match=r"extra\.weight is in model-0\.safetensors, and it is not"):
+        load_official(index, config)
+    index.write_text(json.dumps({"weight_map": files}))
+    (tmp_path / "model-1.safetensors").unlink()
+    with pytest.raises(InputError, match=rf"model-1\.safetensors does not exist; {keys[1]} is in it"):
+        load_official(index, config)
+    index.write_text(json.dumps({"weight_map": {keys[0]: "../elsewhere.safetensors"}}))
+    with pytest.raises(InputError, match="not the index"):
+        load_official(index, config)
+
+
+def test_sizes_that_the_configuration_leaves_out_are_read_off_the_weights(config: dict, official: dict) -> None:
+    wanted = load_official(official, config).state_dict()
+    few = {"dim": config["dim"], "num_heads": config["num_heads"], "eps": config["eps"]}
+    assert same(load_official(official, few).state_dict(), wanted)
+    assert same(load_official(official, GOLDEN / "config.json").state_dict(), wanted)
+    assert same(load_official(str(GOLDEN / "weights.safetensors"), str(GOLDEN / "config.json")).state_dict(), wanted)
+    with pytest.raises(InputError, match=r"not a readable config\.json"):
+        load_official(official, str(GOLDEN / "no.json"))
+
+
+def test_training_starts_from_official_files_and_exports(tmp_path: Path) -> None:
+    """A backbone's own official file gets fresh extra modules; SAMA weights, in either format, keep theirs."""
+    sizes = {**get_preset("tiny").transformer, "num_layers": 1}
+    model = random_transformer(sizes, seed=3)
+    extras = ("segment_embedding", "siglip_feat_mlp", "semantic_head")
+    save_official(model, tmp_path / "sama.safetensors")
+    save_diffusers(model, tmp_path / "folder" / "transformer")
+    for source in ("sama.safetensors", "folder", "folder/transformer"):
+        assert same(from_t2v(sizes, str(tmp_path / source)).state_dict(), model.state_dict())
+    backbone = {k: v for k, v in model.state_dict().items() if not k.startswith(extras)}
+    save_official(backbone, tmp_path / "wan.safetensors")
+    started = from_t2v(sizes, str(tmp_path / "wan.safetensors"), seed=1).state_dict()
+    assert same({k: v for k, v in started.items() if k in backbone}, backbone)
+    fresh = [k for k in started if k not in backbone]
+    assert len(fresh) == 11
+    assert not torch.equal(started["semantic_head.proj.weight"], model.state_dict()["semantic_head.proj.weight"])
+    with pytest.raises(InputError, match="does not exist"):
+        from_t2v(sizes, str(tmp_path / "no.safetensors"))
+
+
 def test_first_bad_key_is_named_as_in_the_file(config: dict, official: dict) -> None:
     key = "blocks.1.cross_attn.norm_k.weight"
     with pytest.raises(InputError, match=f"lacks {key}"):
@@ -135,7 +199,7 @@ def test_a_failed_save_leaves_the_old_file(
         Path(name).write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr("sama.checkpoints.save_file", full_disk)
+    monkeypatch.setattr("sama.tensor_files.save_file", full_disk)
     with pytest.raises(OSError, match="no space left"):
         save_official(load_official(official, config), path)
     assert path.read_bytes() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from sama import video
-from sama.edit_files import edit_file, edit_media, output_format, stretch, strip, working_size
+from sama.edit_files import edit_file, edit_media, output_format, pixel_aspect, stretch, strip, working_size
 from sama.editing import EditPipeline
 from sama.errors import InputError
 from tests.sama.toys import ToyEncoders, ToyModel
@@ -50,6 +51,24 @@ def with_sound(frames: np.ndarray, fps: int) -> bytes:
 def audio_packets(data: bytes) -> list[bytes]:
     with av.open(io.BytesIO(data)) as container:
         return [bytes(p) for p in container.demux(container.streams.audio[0]) if p.size]
+
+
+def test_pixels_that_are_not_square_stay_so(pipeline):
+    """720x576 shown as 16:9: the model sees 16:9, the file keeps its size and its pixels."""
+    data = video.encode(smooth(3, 144, 180), fps=25, pixel_aspect=Fraction(64, 45))
+    assert pixel_aspect(data) == Fraction(64, 45)
+    edited = next(edit_media(pipeline, data, ["make it red"], **FAST))
+    assert pixel_aspect(edited.data) == Fraction(64, 45)
+    facts = video.probe(edited.data)
+    assert (facts.width, facts.height) == (180, 144)
+    seen = edited.frames.shape[2] / edited.frames.shape[1]
+    plain = video.encode(smooth(3, 144, 180), fps=25)
+    assert pixel_aspect(plain) == 1
+    square = next(edit_media(pipeline, plain, ["make it red"], **FAST)).frames.shape
+    assert abs(seen - 16 / 9) < abs(square[2] / square[1] - 16 / 9)
+    assert pixel_aspect(next(edit_media(pipeline, plain, ["make it red"], **FAST)).data) == 1
+    with pytest.raises(video.MediaError):
+        pixel_aspect(b"nothing")
 
 
 @pytest.mark.parametrize(("frames", "height", "width"), [(7, 90, 120), (9, 120, 68), (2, 50, 320)])

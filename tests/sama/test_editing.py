@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -57,13 +59,65 @@ def test_forwards_per_step_and_what_they_see():
         toy_pipeline(model).edit(clip(1), "x", steps=2, progress=False, **options)
         assert len(model.calls) == 2 * forwards
         assert model.calls[0].timestep.tolist() == [1000.0]
-        assert sum(call.source is None for call in model.calls) == (2 if forwards == 3 else 0)
+        assert sum(not call.source.any() for call in model.calls) == (2 if forwards == 3 else 0)
+
+
+def test_no_source_is_zeros_as_in_training_or_left_out():
+    for how, shown in (("zeros", False), ("omit", None)):
+        model = ToyModel()
+        toy_pipeline(model).edit(clip(5), "x", steps=1, progress=False, source_guidance=0.5, no_source=how)
+        missing = model.calls[1].source
+        assert missing is None if shown is None else (missing.shape == model.calls[0].source.shape)
+        assert missing is None or not missing.any()
+        assert model.calls[0].source.any()
+        assert torch.equal(model.calls[0].text, model.calls[1].text)
+        assert not torch.equal(model.calls[0].text, model.calls[2].text)
+
+
+def test_dropped_sources_of_training_are_what_guidance_shows():
+    """Training encodes a dropped source as the zeros that v(0, .) sees."""
+    from types import SimpleNamespace
+
+    from pipelines.train.encode import BatchEncoder
+
+    frames = clip(5)[None]
+    encoders = ToyEncoders()
+    encoders.encode_semantic = lambda f: torch.zeros(len(f), 5, 6)
+    batch = SimpleNamespace(
+        source=frames, target=frames, prompts=["x"], drop_source=[True], seeds=[1], weights=[1.0], tasks=["edit"],
+    )  # fmt: skip
+    trained = BatchEncoder(encoders, 1, torch.device("cpu"))(batch).source_latents
+    model = ToyModel()
+    toy_pipeline(model).edit(clip(5), "x", steps=1, progress=False, source_guidance=0.5)
+    torch.testing.assert_close(trained, model.calls[1].source)
+
+
+def test_video_from_text_alone():
+    model = ToyModel()
+    pipeline = toy_pipeline(model)
+    tiny = pipeline.encoders.preset
+    pipeline.encoders.preset = dataclasses.replace(tiny, transformer={**tiny.transformer, "in_channels": 3})
+    made = pipeline.generate("a dog", 7, 32, 48, steps=2, seed=3, progress=False)
+    assert (made.shape, made.dtype) == ((7, 32, 48, 3), np.uint8)
+    assert [call.source for call in model.calls] == [None] * 4
+    assert model.calls[0].latents.shape == (1, 3, 3, 4, 6)
+    assert sorted(pipeline.encoders.texts) == ["[Video edit]", "[Video edit] a dog"]
+    np.testing.assert_array_equal(made, pipeline.generate("a dog", 7, 32, 48, steps=2, seed=3, progress=False))
+    with pytest.raises(InputError, match="nothing to guide it by"):
+        pipeline.generate("a dog", 5, 32, 48, source_guidance=1.0)
+    with pytest.raises(InputError, match="multiples of 16"):
+        pipeline.generate("a dog", 5, 40, 48)
+    with pytest.raises(InputError, match="prompt is empty"):
+        pipeline.generate(" ", 5, 32, 48)
 
 
 def test_prefix_and_negative_prompt():
     pipeline = toy_pipeline()
     pipeline.edit(clip(1), "  make it red\n", steps=1, progress=False)
     assert sorted(pipeline.encoders.texts) == ["[Video edit]", "[Video edit] make it red"]
+    pipeline = toy_pipeline()
+    pipeline.edit(clip(1), "make it red", steps=1, progress=False, prefix="", negative_prompt="blurred")
+    assert sorted(pipeline.encoders.texts) == ["blurred", "make it red"]
 
 
 @pytest.mark.parametrize("length", [1, 2, 4, 5, 7, 8, 9])
@@ -184,6 +238,7 @@ def test_progress_is_shown_or_handed_over(capsys):
         ({"seed": -1}, "seed"),
         ({"frames_per_window": 80}, "4k\\+1"),
         ({"frames_per_window": 9, "overlap": 9}, "overlap"),
+        ({"no_source": "noise"}, "zeros, omit"),
     ],
 )
 def test_settings_that_cannot_be(change, words):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import html
 import json
+import re
 from pathlib import Path
 
+import ftfy
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import sama.encoders
 from pipelines.demo.train_tiny_tokenizer import TASK_TEXTS, train
 from pipelines.demo.world import EDITS, describe, edit_scene, random_scene, render
 from sama.encoders import Encoders, clean_text
 from sama.errors import InputError
+from sama.presets import get_preset
+from sama.semantic import pool_tokens
 
 SCENES = range(3_000_000, 3_000_004)  # beyond the seeds that the VAE was trained on
 
@@ -213,3 +220,63 @@ def test_the_real_tokenizer_and_vision_sizes(shared: Path) -> None:
     assert len(own.tokenizer("word " * 2000, truncation=True, max_length=own.preset.text_max_length).input_ids) == 512
     vision = json.loads((shared / "tokenizers" / "siglip_so400m_configs" / "config.json").read_text())
     assert vision["hidden_size"] == own.preset.semantic_dim
+
+
+def test_each_kind_has_its_own_digest(encoders: Encoders, tmp_path: Path) -> None:
+    encoders.vae.save_pretrained(tmp_path / "vae")
+    other = Encoders.from_preset("tiny", sources={"vae": str(tmp_path / "vae")})
+    assert other.digest != encoders.digest
+    assert other.digest_of("vae") != encoders.digest_of("vae")
+    for part in ("text", "semantic"):
+        assert other.digest_of(part) == encoders.digest_of(part)
+    encoders.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    third = Encoders.from_preset("tiny", sources={"tokenizer": str(tmp_path / "tokenizer")})
+    assert third.digest_of("text") != encoders.digest_of("text")
+    assert third.digest_of("vae") == encoders.digest_of("vae")
+
+
+def test_plain_text_is_cleaned_as_any_other() -> None:
+    for text in ("Make it blue.", "  a   b ", 'x\'s "y" <z> #1 ~', "a\tb\nc", "\x1b[1mbold", "a\u200bb", "&lt;"):
+        slow = html.unescape(html.unescape(ftfy.fix_text(text)))
+        assert clean_text(text) == re.sub(r"\s+", " ", slow).strip()
+
+
+def test_tiles_are_near_the_whole(encoders: Encoders, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = np.stack([render(random_scene(SCENES[0]), 5, 96, 128)])
+    whole = encoders.encode_video(clip)
+    pixels = encoders.decode_video(whole).float()
+    for name, value in {"TILED_ABOVE": 64 * 64, "TILE": 64, "TILE_STRIDE": 48}.items():
+        monkeypatch.setattr(sama.encoders, name, value)
+    tiled = encoders.encode_video(clip)
+    assert not encoders.vae.use_tiling
+    assert tiled.shape == whole.shape
+    assert not torch.equal(tiled, whole)
+    assert (tiled - whole).square().mean().sqrt() < 0.2 * whole.std()
+    assert (encoders.decode_video(whole).float() - pixels).abs().mean() < 4.0  # of 255
+
+
+def test_the_real_tokenizer_zeros_beyond_the_text(shared: Path) -> None:
+    """The tokenizer as it ships, with a small encoder of its vocabulary."""
+    preset = dataclasses.replace(get_preset("tiny"), text_max_length=512)
+    own = Encoders(preset, sources={"tokenizer": str(shared / "tokenizers" / "umt5_xxl")})
+    prompts = ["[Video edit] Make the café  blue &amp; bright. 漢字", "", "word " * 2000]
+    lengths = own.text_lengths(prompts)
+    assert lengths[1:] == [1, 512]
+    assert lengths[0] == len(own.tokenizer("[Video edit] Make the café blue & bright. 漢字").input_ids)
+    embeds = own.encode_text(prompts)
+    assert embeds.shape == (3, 512, 64)
+    for embed, length in zip(embeds, lengths, strict=True):
+        assert embed[:length].abs().sum(-1).gt(0).all()
+        assert not embed[length:].any()
+
+
+def test_so400m_gives_27_by_27_patches(shared: Path) -> None:
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    told = json.loads((shared / "tokenizers" / "siglip_so400m_configs" / "config.json").read_text())
+    with torch.device("meta"):
+        model = SiglipVisionModel(SiglipVisionConfig(**told))
+        seen = model(pixel_values=torch.zeros(1, 3, 384, 384))
+    assert seen.last_hidden_state.shape == (1, 27 * 27, 1152)
+    tokens = pool_tokens(torch.zeros(seen.last_hidden_state.shape), torch.zeros(1, 1152))
+    assert tokens.shape == (1, get_preset("wan2.1-t2v-14b").semantic_tokens, 1152)

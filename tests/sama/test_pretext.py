@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sama.errors import InputError
 from sama.pretext import PERTURBATIONS, perturb
@@ -29,6 +31,73 @@ def test_keeps_shape_and_input_and_depends_on_the_generator_alone(name, shape):
     assert first.dtype == np.uint8
     assert np.array_equal(first, second)
     assert np.array_equal(frames, before)
+
+
+any_shape = st.tuples(st.integers(1, 20), st.integers(1, 19), st.integers(1, 19))
+seeds = st.integers(0, 2**32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.sampled_from(sorted(PERTURBATIONS)), shape=any_shape, seed=seeds)
+def test_any_size_keeps_shape_and_dtype_and_leaves_the_source_alone(name, shape, seed):
+    frames = clip(shape, seed % 7)
+    before = frames.copy()
+    out = perturb(name, frames, rng(seed))
+    assert out.shape == before.shape
+    assert out.dtype == np.uint8
+    assert np.array_equal(frames, before)
+    assert np.array_equal(out, perturb(name, frames, rng(seed)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=any_shape, seed=seeds, hold_last=st.booleans(),
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)),
+)  # fmt: skip
+def test_tube_shuffle_of_any_grid_moves_every_voxel_once_and_is_undone_by_its_inverse(shape, seed, hold_last, grid):
+    where = perturb("tube_shuffle", coordinates(shape), rng(seed), grid=grid, hold_last=hold_last).reshape(-1, 3)
+    assert len(np.unique(where, axis=0)) == len(where)
+    frames = clip(shape)
+    shuffled = perturb("tube_shuffle", frames, rng(seed), grid=grid, hold_last=hold_last)
+    undone = np.empty_like(frames)
+    undone[tuple(where.T)] = shuffled.reshape(-1, 3)
+    assert np.array_equal(undone, frames)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=any_shape, seed=seeds, fraction=st.floats(0, 1))
+def test_inpainting_keeps_frame_0_and_all_but_one_block(shape, seed, fraction):
+    frames = clip(shape)
+    out = perturb("cube_inpainting", frames, rng(seed), fraction=fraction)
+    assert np.array_equal(out[0], frames[0])
+    black = np.flatnonzero((out != frames).any(axis=(1, 2, 3)))
+    assert len(black) == min(round(fraction * shape[0]), shape[0] - 1)
+    assert not out[black].any()
+    assert not len(black) or black[-1] - black[0] == len(black) - 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=any_shape, seed=seeds, factor=st.integers(1, 5))
+def test_speed_shows_every_factor_th_frame_in_both_variants(shape, seed, factor):
+    frames = clip(shape)
+    real = -(-shape[0] // factor)
+    held = perturb("speed", frames, rng(seed), factor=factor)
+    assert np.array_equal(held[:real], frames[::factor])
+    assert all(np.array_equal(f, held[real - 1]) for f in held[real:])
+    short = perturb("speed", frames, rng(seed), factor=factor, variant="shorter")
+    assert len(short) % 4 == 1
+    assert real - 4 < len(short) <= real
+    assert np.array_equal(short, held[: len(short)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.sampled_from(["temporal_jigsaw", "reverse", "frame_drop"]), shape=any_shape, seed=seeds)
+def test_tasks_in_time_alone_leave_every_frame_whole(name, shape, seed):
+    frames = coordinates(shape)
+    out = perturb(name, frames, rng(seed))
+    order = out[:, 0, 0, 0]
+    assert np.array_equal(out, frames[order])
+    assert name == "frame_drop" or np.array_equal(np.sort(order), np.arange(shape[0]))
 
 
 def test_tokens_are_the_papers():
