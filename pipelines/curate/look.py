@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,9 @@ CHUNK = 160  # frames decoded at once: bounds memory for clips of any length; mo
 MAX_FRAMES = 1024  # frames looked at, from the first usable one; later ones are not examined
 BLUR_EVERY = 8  # frames between two that are kept for the blur signal
 DETAIL_FRAME = 8  # the frame kept at full size: early, so cheap to reach, and not the better key frame
+
+
+Decode = Callable[..., np.ndarray]  # as sama.video.decode
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,14 @@ def small_size(height: int, width: int) -> tuple[int, int]:
 
 def look(
     data: bytes, *, height: int, width: int, fps: float, frames: int,
-    skip_head: int = 0, skip_tail: int = 0, grid_size: tuple[int, int] | None = None,
+    skip_head: int = 0, skip_tail: int = 0, grid_size: tuple[int, int] | None = None, decode: Decode = video.decode,
 ) -> Seen:  # fmt: skip
     """Decode a clip or picture once, in chunks, between its skipped head and tail.
 
     height, width, fps, frames: as the index has them. grid_size: decoded (height, width) of the partner;
     cells are then cut from the frames as training would cut them (cover, centre crop), so that both grids
-    agree. MediaError when nothing is left after the policy or a frame does not decode.
+    agree. decode: what reads the frames, so that a judge's can be taken from the same decoding.
+    MediaError when nothing is left after the policy or a frame does not decode.
     """
     stop = min(frames - skip_tail, skip_head + MAX_FRAMES)
     if stop <= skip_head:
@@ -58,13 +63,13 @@ def look(
     size = small_size(height, width)
     cells, lumas, brightest = [], [], None
     for start in range(skip_head, stop, CHUNK):
-        chunk = video.decode(data, range(start, min(start + CHUNK, stop)), size)
+        chunk = decode(data, range(start, min(start + CHUNK, stop)), size)
         bright = luma(chunk)
         highest = bright.max(axis=0)
         brightest = highest if brightest is None else np.maximum(brightest, highest)
         lumas.append(bright[(skip_head - start) % BLUR_EVERY :: BLUR_EVERY])
         cells.append(to_cells(video.cover_crop(chunk, *(grid_size or size))))
-    detail = video.decode(data, [min(skip_head + DETAIL_FRAME, stop - 1)])
+    detail = decode(data, [min(skip_head + DETAIL_FRAME, stop - 1)])
     assert brightest is not None
     return Seen(
         cells=np.concatenate(cells), luma=np.concatenate(lumas), brightest=brightest, detail=luma(detail)[0],

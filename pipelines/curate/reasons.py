@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.curate.rules import JudgeRules, KindRules, Rules
+from pipelines.curate.rules import JudgeRules, KindRules, Rules, SafetyRules
+from pipelines.curate.words import ERASES
 
 INDEX_COLUMNS = [
     "key", "sample_digest", "dataset", "kind", "category", "source_group", "motion_preserving",
@@ -18,9 +19,14 @@ INDEX_COLUMNS = [
 ]  # fmt: skip
 SIGNAL_COLUMNS = [
     "status", "error_stage", "mad", "changed_area", "motion_source", "motion_target", "motion_ratio",
+    "structure_kept", "text_strokes_source", "text_strokes_target", "text_similarity",
     "blur_source", "blur_target", "black_border_source", "black_border_target",
     "shot_cuts_source", "shot_cuts_target", "static",
 ]  # fmt: skip
+
+LISTS = ("black_border_source", "black_border_target", "shot_cuts_source", "shot_cuts_target")
+WORST = ("shot_cuts", "bars_source_0", "bars_source_1", "bars_target_0", "bars_target_1")
+NUMBERS = [n for n in SIGNAL_COLUMNS if n not in (*LISTS, "status", "error_stage")]
 
 Columns = dict[str, np.ndarray]
 Put = Callable[[str, np.ndarray], None]  # takes a reason and the mask of rows that have it
@@ -33,7 +39,12 @@ def numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 def words(column: pa.ChunkedArray) -> tuple[np.ndarray, list[str | None]]:
     """A column of few distinct strings as codes and the strings; null is the code -1."""
-    plain = column.cast(pa.string()).combine_chunks().dictionary_encode()
+    if pa.types.is_dictionary(column.type):
+        plain = column.unify_dictionaries().combine_chunks()
+    else:
+        plain = column.cast(pa.string()).combine_chunks().dictionary_encode()
+    if isinstance(plain, pa.ChunkedArray):  # a column without rows
+        return np.zeros(0, np.int32), []
     return np.asarray(plain.indices.fill_null(-1).to_numpy()), plain.dictionary.to_pylist()
 
 
@@ -42,7 +53,7 @@ def facts(index: pa.Table) -> Columns:
 
     in:  INDEX_COLUMNS. out, float64 unless said: short_side, aspect_error (larger over smaller ratio - 1),
     size_differs, fps_error, by_index bool, unequal bool, usable (frames left on both sides after the policy),
-    overlap (common over longer duration), same_bytes bool, no_instruction bool. nan where there is no pair.
+    overlap (common over longer duration), same_bytes, no_instruction, erases bool. nan where there is no pair.
     """
     get = {n: numbers(index[n]) for n in INDEX_COLUMNS if n.split("_")[-1] in ("width", "height", "fps", "frames")}
     skipped = np.nan_to_num(numbers(index["skip_head"])) + np.nan_to_num(numbers(index["skip_tail"]))
@@ -72,7 +83,23 @@ def facts(index: pa.Table) -> Columns:
         "overlap": overlap,
         "same_bytes": _filled(pc.equal(index["source_sha256"], index["target_sha256"])),
         "no_instruction": _filled(pc.equal(text, "")),
+        "erases": _erases(index, text),
     }  # fmt: skip
+
+
+def roles(index: pa.Table, rules: KindRules) -> Columns:
+    """What the category makes of a row: exempt (no motion threshold), local (leaves the rest alone), subtitle; bool.
+
+    An edit that is to change the motion is exempt and, since everything then moves, not local.
+    """
+    codes, names = words(index["category"])
+    keeps = np.asarray(pc.fill_null(index["motion_preserving"], True).to_numpy(zero_copy_only=False)).astype(bool)
+
+    def among(categories: tuple[str, ...]) -> np.ndarray:
+        return np.isin(codes, [i for i, n in enumerate(names) if n in categories])
+
+    local = among(rules.structure_categories) & keeps
+    return {"exempt": among(rules.motion_exempt) | ~keeps, "local": local, "subtitle": among(("text",))}
 
 
 def index_reasons(rules: KindRules, rows: Columns, put: Put) -> None:
@@ -103,37 +130,59 @@ def signal_columns(verdicts: pa.Table, index: pa.Table, rules: Rules) -> Columns
     out: SIGNAL_COLUMNS but the lists and words; shot_cuts: the larger count; black_border: the widest bar as
     a share of its direction; every column named in a threshold; <score>_mean of the judge.
     """
-    lists = ("black_border_source", "black_border_target", "shot_cuts_source", "shot_cuts_target")
-    columns = {n: numbers(verdicts[n]) for n in SIGNAL_COLUMNS if n not in (*lists, "status", "error_stage")}
-    cuts = [numbers(pc.list_value_length(verdicts[f"shot_cuts_{s}"])) for s in ("source", "target")]
-    columns["shot_cuts"] = np.fmax(*cuts)
-    bars = []
-    for side in ("source", "target"):
-        border = verdicts[f"black_border_{side}"]
-        size = [numbers(index[f"{side}_{d}"]) for d in ("height", "height", "width", "width")]
-        with np.errstate(invalid="ignore"):
-            bars += [numbers(pc.list_element(border, i)) / size[i] for i in range(4)]
-    columns["black_border"] = np.fmax.reduce(bars)
+    columns = {n: numbers(verdicts[n]) for n in NUMBERS} | worst_of_lists(verdicts)
     for name in verdicts.column_names:
         if name not in columns and name in named_columns(rules):
             columns[name] = numbers(verdicts[name])
+    return with_borders(columns, index)
+
+
+def worst_of_lists(verdicts: pa.Table) -> Columns:
+    """The columns WORST: the larger count of cuts; the widest bar in pixels, of the height (0) and the width (1)."""
+    cuts = [numbers(pc.list_value_length(verdicts[f"shot_cuts_{s}"])) for s in ("source", "target")]
+    columns = {"shot_cuts": np.fmax(*cuts)}
+    for side in ("source", "target"):
+        bars = [numbers(pc.list_element(verdicts[f"black_border_{side}"], i)) for i in range(4)]
+        columns |= {f"bars_{side}_0": np.fmax(bars[0], bars[1]), f"bars_{side}_1": np.fmax(bars[2], bars[3])}
     return columns
+
+
+def with_borders(columns: Columns, index: pa.Table) -> Columns:
+    """Adds black_border, the widest bar as a share of its direction. columns: with those of `worst_of_lists`."""
+    shares = []
+    for side in ("source", "target"):
+        with np.errstate(invalid="ignore"):
+            for i, direction in enumerate(("height", "width")):
+                shares.append(columns[f"bars_{side}_{i}"] / numbers(index[f"{side}_{direction}"]))
+    return columns | {"black_border": np.fmax.reduce(shares)}
 
 
 def named_columns(rules: Rules) -> list[str]:
     """Columns that thresholds or the judge's rules name, beyond the usual ones."""
     sets = [rules.of(k, d) for k in ("video_edit", "image_edit", "text_to_video") for d in ("", *rules.datasets)]
-    names = {n for r in sets for n in r.thresholds}
+    names = {n for r in sets for n in (*r.thresholds, *r.joined)} | {*rules.safety.require, *rules.safety.limits}
     if rules.judge:
         names |= {f"{s}_mean" for s in (*rules.judge.video, *rules.judge.image)}
     return sorted(names)
 
 
 def signal_reasons(rules: KindRules, rows: Columns, put: Put) -> None:
-    """Reasons that rest on signals. rows: as from `signal_columns`, with `exempt` bool for motion."""
+    """Reasons that rest on signals.
+
+    rows: as from `signal_columns`, with bool columns: exempt (from motion), local (the edit leaves the rest alone),
+    subtitle (a text edit), erases (as from `facts`).
+    """
     if rules.identical_mad is not None:
         same = (rows["mad"] < rules.identical_mad) & (rows["changed_area"] < rules.identical_area)
         put("identical", same | np.isnan(rows["mad"]))
+    if rules.min_structure_kept is not None:
+        put("structure_lost", ~(rows["structure_kept"] >= rules.min_structure_kept) & rows["local"])
+    if rules.caption_strokes is not None:
+        had = rows["text_strokes_source"] >= rules.caption_strokes
+        gone = ~(rows["text_strokes_target"] >= rules.caption_strokes / 2)
+        put("text_gone", had & gone & rows["subtitle"] & ~rows["erases"])
+    if rules.max_text_similarity is not None:
+        put("text_unchanged", (rows["text_similarity"] > rules.max_text_similarity) & rows["subtitle"])
     static = rows["static"] == 1
     if rules.reject_static:
         put("static", ~(rows["static"] == 0))
@@ -148,13 +197,21 @@ def signal_reasons(rules: KindRules, rows: Columns, put: Put) -> None:
         put("blurred", ~(rows["blur_target"] <= rules.max_blur))
     if rules.max_blur_gain is not None:
         put("blurred", rows["blur_target"] - rows["blur_source"] > rules.max_blur_gain)
-    for name, bounds in rules.thresholds.items():
+    for name, bounds in (*rules.thresholds.items(), *rules.joined.items()):
         value = rows[name]
         put(f"no_{name}", np.isnan(value))
         if bounds.min is not None:
             put(f"{name}_low", value < bounds.min)
         if bounds.max is not None:
             put(f"{name}_high", value > bounds.max)
+
+
+def safety_reasons(rules: SafetyRules, rows: Columns, put: Put) -> None:
+    """Reasons that rest on optional plug-ins. rows: the columns that the rules name, nan for not scored."""
+    for name in rules.require:
+        put(f"no_{name}", np.isnan(rows[name]))
+    for name, limit in rules.limits.items():
+        put(f"{name}_high", rows[name] > limit)
 
 
 def judge_reasons(rules: JudgeRules, kind: str, rows: Columns, put: Put) -> np.ndarray:
@@ -165,6 +222,15 @@ def judge_reasons(rules: JudgeRules, kind: str, rows: Columns, put: Put) -> np.n
         lacking |= np.isnan(value)
         put(f"{score}_low", value < least)
     return lacking
+
+
+def _erases(index: pa.Table, text: pa.ChunkedArray) -> np.ndarray:
+    """Only text edits are searched for the words: the others are not asked."""
+    codes, names = words(index["category"])
+    found = np.zeros(index.num_rows, bool)
+    mine = np.flatnonzero(codes == (names.index("text") if "text" in names else -2))
+    found[mine] = _filled(pc.match_substring_regex(text.take(pa.array(mine)), ERASES))
+    return found
 
 
 def _filled(mask: pa.ChunkedArray) -> np.ndarray:

@@ -24,6 +24,9 @@ PAPER_VIDEO: dict[str, float] = {
 PAPER_IMAGE: dict[str, float] = {"instruction_following": 9, "visual_quality": 9, "content_preservation": 9}
 
 
+SAFETY_SCORES = ("nsfw_score", "minor_risk_score", "watermark_score", "face_count", "face_area")
+
+
 class Range(Strict):
     """Bounds of one numeric verdict column; both ends belong to it."""
 
@@ -38,8 +41,8 @@ class KindRules(Strict):
     min_frames: int | None = Field(default=17, ge=1)  # too_short: frames usable on both sides after the frame policy
     min_short_side: int | None = Field(default=64, ge=1)  # too_small: pixels, either side
     same_size: bool = False  # size_mismatch: off, since both clips are scaled to one bucket
-    # aspect_mismatch: 16:9 against 832x480 is 2.5 %, one step of 16 pixels at 480p is 3.3 %
-    aspect_tolerance: float | None = Field(default=0.03, ge=0)
+    # aspect_mismatch: sizes rounded to 16 or 32 pixels differ by up to 7 % at 480p, other formats by 15 % and more
+    aspect_tolerance: float | None = Field(default=0.1, ge=0)
     equal_frames: bool = True  # unequal_frames: paper; only where frames pair by index
     fps_tolerance: float | None = Field(default=0.01, ge=0)  # fps_mismatch: only where frames pair by index
     min_overlap: float | None = Field(default=0.5, ge=0, le=1)  # short_overlap: common over longer duration, by time
@@ -51,12 +54,22 @@ class KindRules(Strict):
     min_motion_ratio: float | None = Field(default=0.25, ge=0)
     frozen_motion: float = Field(default=1.0, ge=0)
     motion_exempt: tuple[str, ...] = ("remove",)  # categories: removing what moves is a good edit
+    # structure_lost: in these categories the edit is to leave the rest alone (see agreement.structure_kept);
+    # good edits have 0.93 and more, those that made the whole picture anew 0.25 to 0.57
+    min_structure_kept: float | None = Field(default=0.7, ge=-1, le=1)
+    structure_categories: tuple[str, ...] = ("add", "remove", "replace", "attribute", "text")
+    # text_gone: a text edit that was not to erase, with a caption in the source (at least this dense, see
+    # agreement.text_strokes) and half as much nowhere in the target
+    caption_strokes: float | None = Field(default=0.25, gt=0, le=1)
+    # text_unchanged: OCR (a plug-in) reads the same words in source and target of a text edit; not asked: no reason
+    max_text_similarity: float | None = Field(default=0.8, ge=0, le=1)
     max_shot_cuts: int | None = Field(default=0, ge=0)  # shot_cut: either side
     max_black_border: float | None = Field(default=0.02, ge=0)  # black_border: widest bar as a share of its direction
     # blurred: the target; sharp clips, smooth drawings too, have up to 0.62, those blurred by eye 0.7 and more
     max_blur: float | None = Field(default=0.65, ge=0, le=1)
     max_blur_gain: float | None = Field(default=None, ge=0)  # blurred: target over source; a new sky may be smooth
     thresholds: dict[str, Range] = Field(default_factory=dict)  # <column>_low, <column>_high, no_<column>
+    joined: dict[str, Range] = Field(default_factory=dict)  # the same for columns of `sama curate --join`
 
     @field_validator("thresholds")
     @classmethod
@@ -67,7 +80,7 @@ class KindRules(Strict):
                 raise ValueError(f"{name} is not a numeric column of verdicts; there are {', '.join(sorted(known))}")
         return value
 
-    @field_validator("motion_exempt")
+    @field_validator("motion_exempt", "structure_categories")
     @classmethod
     def _category(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
@@ -78,11 +91,11 @@ class KindRules(Strict):
 
 IMAGE = KindRules(
     min_frames=None, equal_frames=False, fps_tolerance=None, min_overlap=None, reject_static=False,
-    min_motion_ratio=None, max_shot_cuts=None,
+    min_motion_ratio=None, max_shot_cuts=None, min_structure_kept=None, caption_strokes=None,
 )  # fmt: skip
 CAPTIONED = KindRules(
     require_instruction=False, aspect_tolerance=None, equal_frames=False, fps_tolerance=None, min_overlap=None,
-    identical_mad=None, min_motion_ratio=None,
+    identical_mad=None, min_motion_ratio=None, min_structure_kept=None, caption_strokes=None, max_text_similarity=None,
 )  # fmt: skip
 
 
@@ -102,6 +115,21 @@ class JudgeRules(Strict):
         return value
 
 
+class SafetyRules(Strict):
+    """Scores of optional plug-ins. What is required and was not scored is rejected, never passed."""
+
+    require: tuple[str, ...] = ()  # no_<score>: null is a rejection
+    limits: dict[str, float] = Field(default_factory=dict)  # <score>_high: above it; null passes unless required
+
+    @field_validator("require", "limits")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        for name in value:
+            if name not in SAFETY_SCORES:
+                raise ValueError(f"{name} is not a safety score; there are {', '.join(SAFETY_SCORES)}")
+        return value
+
+
 class Rules(Strict):
     """A rules file. `datasets` overrides single thresholds: {openve-3m: {max_black_border: 0.05}}."""
 
@@ -112,6 +140,7 @@ class Rules(Strict):
     text_to_video: KindRules = CAPTIONED
     datasets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     judge: JudgeRules | None = None
+    safety: SafetyRules = SafetyRules()
 
     @model_validator(mode="before")
     @classmethod

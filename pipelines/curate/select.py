@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import yaml
 
 from pipelines import config
+from pipelines.curate import by_digest
 from pipelines.curate import reasons as why
 from pipelines.curate.rules import Rules
 from pipelines.curate.signals import SIGNALS_VERSION
-from pipelines.curate.summary import summarise
-from pipelines.curate.verdicts import verdicts
+from pipelines.curate.summary import Tally
 from pipelines.samples import provenance, storage, tables
-from pipelines.samples.index import read_index
+from pipelines.samples.index import datasets_of, scan_index
 from sama.errors import InputError
 
 KEPT, REJECTED, FAILED, UNSCORED = range(4)
@@ -43,48 +43,82 @@ def select(root: str, name: str, rules: Rules | None = None) -> dict[str, Any]:
     }
     if storage.exists(storage.join(folder, "summary.json")):
         return _frozen(folder, name, document)
-    began = provenance.now()
-    index = read_index(root, rules.only, why.INDEX_COLUMNS)
-    blocklist = read_blocklist(root)
-    table = decide(root, index, rules, blocklist)
-    summary = summarise(table, index.num_rows, rules)
+    began, names = provenance.now(), datasets_of(root)
+    for dataset in rules.only or ():
+        if dataset not in names:
+            raise InputError(f"{root} has no dataset {dataset}; there are {', '.join(names) or 'none'}")
+    blocklist, foreign, tally = read_blocklist(root), by_digest.joined(root, rules), Tally(rules)
+    with storage.open_table(storage.join(folder, "selection.parquet"), tables.SELECTION, ["sample_digest"]) as writer:
+        for dataset in sorted(set(rules.only)) if rules.only is not None else names:
+            for table in decisions(root, dataset, rules, blocklist, foreign):
+                writer.write_table(table)
+                tally.add(table)
+    summary = tally.result()
     document |= {"signals_version": SIGNALS_VERSION, "judge_id": rules.judge.judge_id if rules.judge else None}
     document |= {"blocklist_digest": _digest_of(blocklist), "digest": summary["digest"]}
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    storage.write_bytes(storage.join(folder, "selection.parquet"), sink.getvalue().to_pybytes())
     storage.write_bytes(storage.join(folder, "selection.yaml"), yaml.safe_dump(document, sort_keys=False))
-    inputs = {"index_rows": index.num_rows, "blocklist": document["blocklist_digest"]}
+    inputs = {"index_rows": summary["rows"], "blocklist": document["blocklist_digest"]}
     provenance.record(folder, "sama select", document["rules"], summary["decisions"], inputs, began, provenance.now())
     # written last: a selection without it is unfinished and is made again
     storage.write_bytes(storage.join(folder, "summary.json"), json.dumps(summary, indent=1))
     return summary
 
 
-def decide(root: str, index: pa.Table, rules: Rules, blocklist: pa.Table) -> pa.Table:
+def decisions(
+    root: str, dataset: str, rules: Rules, blocklist: pa.Table, foreign: dict[str, by_digest.ByDigest] | None = None
+) -> Iterator[pa.Table]:
+    """The decisions on a dataset's rows in the index's order, table by table, as tables.SELECTION.
+
+    foreign: joined columns as from `by_digest.joined`.
+    """
+    wanted = [by_digest.keys_of(t["sample_digest"]) for t in scan_index(root, dataset, ["sample_digest"])]
+    keys = np.concatenate(wanted) if wanted else np.zeros((0, 2), np.uint64)
+    sources = [by_digest.signals(root, dataset, keys, why.named_columns(rules)), *(foreign or {}).values()]
+    if rules.judge:
+        sources.append(by_digest.scores(root, dataset, keys, rules.judge.judge_id))
+    start = 0
+    for index in scan_index(root, dataset, why.INDEX_COLUMNS):
+        mine = keys[start : start + index.num_rows]
+        start += index.num_rows
+        columns: why.Columns = {}
+        for source in sources:
+            columns |= source.at(source.places(mine))
+        yield _decide(index, why.with_borders(columns, index), rules, blocklist)
+
+
+def decide_on(index: pa.Table, seen: pa.Table, rules: Rules, blocklist: pa.Table) -> pa.Table:
     """The decision on each row of `index` (columns: reasons.INDEX_COLUMNS), as tables.SELECTION, same order.
 
-    failed: it could not be looked at. rejected: at least one reason. unscored: no reason, but no signals
-    yet, or a judge that the rules name has not answered. kept: the rest.
+    seen: verdicts in memory, a row for each of `index` in that order: `status` and `error_stage` of the signals,
+    the other reasons.SIGNAL_COLUMNS and whatever the rules name.
     """
-    wanted = [*why.SIGNAL_COLUMNS, *why.named_columns(rules)]
-    seen = verdicts(root, index["sample_digest"], rules.judge.judge_id if rules.judge else None, wanted)
-    status, statuses = why.words(seen["status"])
-    ok = status == (statuses.index("ok") if "ok" in statuses else -2)
-    failed = status == (statuses.index("failed") if "failed" in statuses else -2)
+    columns = why.signal_columns(seen, index, rules)
+    for name, source, values in (
+        ("status", "signals_status" if "signals_status" in seen.column_names else "status", ("", "ok", "failed")),
+        ("stage", "error_stage", by_digest.STAGES),
+    ):
+        codes, names = why.words(seen[source])
+        columns[name] = np.array([values.index(str(n)) if n in values else -1 for n in names] + [0])[codes]
+    return _decide(index, columns, rules, blocklist)
+
+
+def _decide(index: pa.Table, signals: why.Columns, rules: Rules, blocklist: pa.Table) -> pa.Table:
+    """failed: it could not be looked at. rejected: at least one reason. unscored: no reason, but no signals
+    yet, or a judge that the rules name has not answered. kept: the rest."""
+    ok, failed = signals["status"] == by_digest.OK, signals["status"] == by_digest.FAILED
     ledger = _Reasons(index.num_rows)
     ledger.put(np.ones(index.num_rows, bool), "blocklisted", blocked(index, blocklist))
-    stages, stage_names = why.words(seen["error_stage"])
-    for code, stage in enumerate(stage_names):
-        ledger.put(failed, f"{stage}_failed", (stages == code)[failed])
-    facts, signals = why.facts(index), why.signal_columns(seen, index, rules)
+    for code, stage in enumerate(by_digest.STAGES):
+        ledger.put(failed, f"{stage or 'unknown'}_failed", (signals["stage"] == code)[failed])
+    facts = why.facts(index)
     lacking = np.zeros(index.num_rows, bool)
     for kind, dataset, rows in _groups(index):
         thresholds = rules.of(kind, dataset)
         why.index_reasons(thresholds, _pick(facts, rows), partial(ledger.put, rows))
         looked = rows & ok
-        mine = _pick(signals, looked) | {"exempt": _motion_exempt(index, thresholds.motion_exempt)[looked]}
+        mine = _pick(signals | why.roles(index, thresholds) | {"erases": facts["erases"]}, looked)
         why.signal_reasons(thresholds, mine, partial(ledger.put, looked))
+        why.safety_reasons(rules.safety, mine, partial(ledger.put, looked))
         if rules.judge and kind != "text_to_video":
             lacking[looked] = why.judge_reasons(rules.judge, kind, mine, partial(ledger.put, looked))
     decision = np.select([failed, ledger.any(), ~ok | lacking], [FAILED, REJECTED, UNSCORED], KEPT)
@@ -160,20 +194,13 @@ def _groups(index: pa.Table) -> Iterator[tuple[str, str, np.ndarray]]:
     kinds, kind_names = why.words(index["kind"])
     datasets, dataset_names = why.words(index["dataset"])
     both = kinds.astype(np.int64) * max(1, len(dataset_names)) + datasets
-    for code in np.unique(both):
+    for code in np.flatnonzero(np.bincount(both)) if len(both) else ():
         kind, dataset = divmod(int(code), max(1, len(dataset_names)))
         yield str(kind_names[kind]), str(dataset_names[dataset]), both == code
 
 
 def _pick(columns: why.Columns, rows: np.ndarray) -> why.Columns:
     return {name: values[rows] for name, values in columns.items()}
-
-
-def _motion_exempt(index: pa.Table, categories: tuple[str, ...]) -> np.ndarray:
-    """Rows to which no motion threshold applies: their category, or an edit that is to change the motion."""
-    codes, names = why.words(index["category"])
-    moves = np.asarray(pc.fill_null(index["motion_preserving"], True).to_numpy(zero_copy_only=False)).astype(bool)
-    return np.isin(codes, [i for i, n in enumerate(names) if n in categories]) | ~moves
 
 
 def _digest_of(blocklist: pa.Table) -> str | None:

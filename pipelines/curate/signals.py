@@ -4,8 +4,9 @@ Units: brightness and colour differences are 0..255, measured on cells (see `loo
 codec noise average out. A signal that makes no sense for a sample is None: motion of a picture, a
 difference without a source. Columns written here: mad, changed_area, motion_source, motion_target,
 motion_ratio, flicker, blur_source, blur_target, blockiness, black_border_source, black_border_target,
-shot_cuts_source, shot_cuts_target, static, instruction_words. Columns of optional plug-ins (text by OCR,
-nsfw_score, minor_risk_score, watermark_score, faces) are not asked for here and stay null.
+shot_cuts_source, shot_cuts_target, static, instruction_words, instruction_language, and those of `agreement`:
+changed_box, structure_kept, text_strokes_source, text_strokes_target. Columns of plug-ins (text by OCR,
+nsfw_score, minor_risk_score, watermark_score, faces: see `plugins`) are null unless they are asked for.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.curate.agreement import changed_box, structure_kept, text_strokes
 from pipelines.curate.look import Seen, to_cells
+from pipelines.curate.words import language
 
-SIGNALS_VERSION = 1  # raise it when a number below changes its meaning: every sample is then looked at again
+SIGNALS_VERSION = 2  # raise it when a number below changes its meaning: every sample is then looked at again
 
 VISIBLE = 25.0  # a cell that differs by more than this is changed to the eye
 STILL = 0.1  # mean neighbour difference of a clip that stands still; a filmed still life has 0.2 or more
@@ -53,20 +56,23 @@ def measure(
 ) -> dict[str, Any]:  # fmt: skip
     """All signals of a sample: the columns named above. `source` is None for a captioned clip."""
     row: dict[str, Any] = {"instruction_words": None if instruction is None else len(instruction.split())}
+    row["instruction_language"] = language(instruction)
     for side, seen in (("source", source), ("target", target)):
         if seen is None:
             row |= {f"motion_{side}": None, f"blur_{side}": None}
-            row |= {f"black_border_{side}": None, f"shot_cuts_{side}": None}
+            row |= {f"black_border_{side}": None, f"shot_cuts_{side}": None, f"text_strokes_{side}": None}
             continue
         row[f"motion_{side}"] = motion(seen.cells)
         row[f"blur_{side}"] = blur(seen.luma)
         row[f"black_border_{side}"] = black_border(seen.brightest, seen.scale)
         row[f"shot_cuts_{side}"] = [seen.first + i for i in shot_cuts(seen.cells)]
-    row |= {"mad": None, "changed_area": None, "motion_ratio": None}
+        row[f"text_strokes_{side}"] = text_strokes(seen.detail)
+    row |= dict.fromkeys(("mad", "changed_area", "changed_box", "structure_kept", "motion_ratio"))
     if source is not None:
         mine, theirs = aligned(source, target, pairing, policy_fps)
         one, two = source.cells[mine], target.cells[theirs]
         row |= difference(one, two)
+        row["changed_box"], row["structure_kept"] = changed_box(one, two, VISIBLE), structure_kept(one, two)
         # on the shared clock, so that a clip at 24 fps is not calmer than the same one at 16
         row["motion_source"], row["motion_target"] = motion(one), motion(two)
         row["motion_ratio"] = motion_ratio(row["motion_source"], row["motion_target"])

@@ -14,47 +14,78 @@ from pipelines.curate.rules import Rules
 from pipelines.samples import tables
 
 
-def summarise(table: pa.Table, index_rows: int, rules: Rules) -> dict[str, Any]:
-    """Counts of a selection (columns: tables.SELECTION).
+class Tally:
+    """Counts a selection (columns: tables.SELECTION) table by table."""
 
-    {"schema", "digest": sha256 over the rules and the kept rows, "rows", "decisions": {name: n}, "datasets":
-    {dataset: {"in", "decoded", "kept", "rejected", "failed", "unscored", "reasons": {reason: n},
-    "categories": {category: {"in", "kept"}}}}}. A row with two reasons counts under both.
+    def __init__(self, rules: Rules) -> None:
+        self.rows = 0
+        self.datasets: dict[str, dict[str, Any]] = {}
+        self.digest = hashlib.sha256(json.dumps(rules.model_dump(mode="json"), sort_keys=True).encode())
+
+    def add(self, table: pa.Table) -> None:
+        """Count the rows of a table; the order of tables and rows is part of the digest."""
+        decision = codes_of(table["decision"], tables.DECISIONS)
+        dataset, names = words(table["dataset"])
+        category, categories = words(table["category"])
+        lists = table["reasons"].combine_chunks()
+        owner = np.repeat(np.arange(table.num_rows), np.diff(lists.offsets.to_numpy()))  # row of each reason
+        reason, reasons = words(pa.chunked_array([lists.flatten()], pa.string()))
+        decoded = np.ones(table.num_rows, bool)
+        blind = [i for i, r in enumerate(reasons) if r == "no_signals" or str(r).endswith("_failed")]
+        decoded[owner[np.isin(reason, blind)]] = False
+        self.rows += table.num_rows
+        for code, name in enumerate(names):
+            mine = dataset == code
+            if not mine.any():
+                continue
+            counts = self.datasets.setdefault(str(name), _nothing())
+            counts["in"] += int(mine.sum())
+            counts["decoded"] += int((mine & decoded).sum())
+            for i, d in enumerate(tables.DECISIONS):
+                counts[d] += int((mine & (decision == i)).sum())
+            found = np.bincount(reason[mine[owner]], minlength=len(reasons))
+            for at in np.flatnonzero(found):
+                why = str(reasons[at])
+                counts["reasons"][why] = counts["reasons"].get(why, 0) + int(found[at])
+            for i, c in enumerate(categories):
+                if (here := mine & (category == i)).any():
+                    one = counts["categories"].setdefault(str(c), {"in": 0, "kept": 0})
+                    one["in"] += int(here.sum())
+                    one["kept"] += int((here & (decision == 0)).sum())
+        _digest(self.digest, table, decision)
+
+    def result(self) -> dict[str, Any]:
+        """{"schema", "digest": sha256 over the rules and the kept rows, "rows", "decisions": {name: n}, "datasets":
+        {dataset: {"in", "decoded", "kept", "rejected", "failed", "unscored", "reasons": {reason: n},
+        "categories": {category: {"in", "kept"}}}}}. A row with two reasons counts under both."""
+        datasets = dict(sorted(self.datasets.items()))
+        for counts in datasets.values():
+            counts["reasons"] = dict(sorted(counts["reasons"].items(), key=lambda pair: (-pair[1], pair[0])))
+        summary = {
+            "schema": "sama.selection_summary/1",
+            "digest": self.digest.hexdigest(),
+            "rows": self.rows,
+            "decisions": {d: sum(s[d] for s in datasets.values()) for d in tables.DECISIONS},
+            "datasets": datasets,
+        }
+        check_ledger(summary, self.rows)
+        return summary
+
+
+def summarise(table: pa.Table, index_rows: int, rules: Rules) -> dict[str, Any]:
+    """The counts of one table, see `Tally.result`.
+
     AssertionError when kept + rejected + failed + unscored is not the index: the ledger must add up.
     """
-    decision = codes_of(table["decision"], tables.DECISIONS)
-    dataset, names = words(table["dataset"])
-    category, categories = words(table["category"])
-    lists = table["reasons"].combine_chunks()
-    owner = np.repeat(np.arange(table.num_rows), np.diff(lists.offsets.to_numpy()))  # row of each reason
-    reason, reasons = words(pa.chunked_array([lists.flatten()], pa.string()))
-    decoded = np.ones(table.num_rows, bool)
-    blind = [i for i, r in enumerate(reasons) if r == "no_signals" or str(r).endswith("_failed")]
-    decoded[owner[np.isin(reason, blind)]] = False
-    datasets: dict[str, Any] = {}
-    for code, name in sorted(enumerate(names), key=lambda pair: str(pair[1])):
-        mine = dataset == code
-        found = np.bincount(reason[mine[owner]], minlength=len(reasons))
-        datasets[str(name)] = {
-            "in": int(mine.sum()),
-            "decoded": int((mine & decoded).sum()),
-            **{d: int((mine & (decision == i)).sum()) for i, d in enumerate(tables.DECISIONS)},
-            "reasons": {str(reasons[i]): int(found[i]) for i in np.argsort(-found, kind="stable") if found[i]},
-            "categories": {
-                str(c): {"in": int(here.sum()), "kept": int((here & (decision == 0)).sum())}
-                for i, c in enumerate(categories)
-                if (here := mine & (category == i)).any()
-            },
-        }
-    summary = {
-        "schema": "sama.selection_summary/1",
-        "digest": _digest(table, decision, rules),
-        "rows": table.num_rows,
-        "decisions": {d: sum(s[d] for s in datasets.values()) for d in tables.DECISIONS},
-        "datasets": datasets,
-    }
+    tally = Tally(rules)
+    tally.add(table)
+    summary = tally.result()
     check_ledger(summary, index_rows)
     return summary
+
+
+def _nothing() -> dict[str, Any]:
+    return {"in": 0, "decoded": 0, **dict.fromkeys(tables.DECISIONS, 0), "reasons": {}, "categories": {}}
 
 
 def check_ledger(summary: dict[str, Any], index_rows: int) -> None:
@@ -100,10 +131,8 @@ def codes_of(column: pa.ChunkedArray, values: tuple[str, ...]) -> np.ndarray:
     return place[codes]
 
 
-def _digest(table: pa.Table, decision: np.ndarray, rules: Rules) -> str:
-    digest = hashlib.sha256(json.dumps(rules.model_dump(mode="json"), sort_keys=True).encode())
+def _digest(digest: Any, table: pa.Table, decision: np.ndarray) -> None:
     for chunk in table["sample_digest"].filter(pa.array(decision == 0)).chunks:
         data = chunk.buffers()[1]
         if data is not None:
             digest.update(memoryview(data)[chunk.offset * 32 : (chunk.offset + len(chunk)) * 32])
-    return digest.hexdigest()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from pipelines.progress import say
-from pipelines.report import mixture, provenance, sections_data, sections_runs
+from pipelines.report import mixture, provenance, sections_curation, sections_data, sections_runs
 from pipelines.report.data import Root, read_root
 from pipelines.report.edits import SHOWN, read_edits
 from pipelines.report.markup import Markup, duration, number, tag
@@ -15,9 +15,9 @@ from pipelines.report.media import Album
 from pipelines.report.runs import Run, read_run
 from pipelines.samples import storage
 
-# the page forbids itself every script and every outside address; pictures, styles and clips are inside it
+# the page forbids itself every script but its own and every outside address; pictures, styles and clips are inside it
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
-SAMPLES_MB, STRIPS_MB, EDITS_MB = 6, 4, 6  # of embedded pictures; text and charts stay below 2 MB
+SAMPLES_MB, STRIPS_MB, EDITS_MB, BORDERLINE_MB = 5, 3, 5, 4  # of embedded pictures; text and charts stay below 2 MB
 
 
 def build(
@@ -49,6 +49,7 @@ def build(
         ("funnel", "From manifest to training", "How many samples got how far, and what stopped the others.",
          Markup(sections_data.funnel(facts) + sections_data.reasons_chart(facts))),
     ]  # fmt: skip
+    sections += _curation(facts, Album(BORDERLINE_MB * 2**20, media))
     sections += _galleries(facts, album)
     if found_runs:
         sections += _training(found_runs, strips)
@@ -66,6 +67,25 @@ def build(
     storage.write_bytes(uri, page)
     say(f"report: {uri} ({len(page) / 1e6:.1f} MB, {duration(time.monotonic() - began)})")
     return uri
+
+
+def _curation(facts: Root, album: Album) -> list[tuple[str, str, str, Markup]]:
+    found, sections = facts.curation, []
+    if found.scores:
+        lead = "Each score with the selection's threshold. Move one to see how many samples all of them would keep."
+        sections.append(("scores", "Scores and thresholds", lead, sections_curation.what_if(found)))
+    if found.borderline:
+        lead = "Nearest to each threshold: kept, and rejected for that alone. Source left, target right."
+        sections.append(("borderline", "Borderline", lead, sections_curation.borderline(found, album, facts.hidden)))
+    if found.groups:
+        lead = f"{number(found.grouped)} samples share their source footage with another; they stay in one split."
+        sections.append(("footage", "Same footage", lead, sections_curation.duplicates(found)))
+    if found.failures:
+        sections.append(("failures", "Failures", "What could not be looked at.", sections_curation.failures(found)))
+    if found.cost:
+        lead = "Seconds of work, summed over processes; a second run does only what is missing."
+        sections.append(("cost", "Cost of curation", lead, sections_curation.cost(found)))
+    return sections
 
 
 def _galleries(facts: Root, album: Album) -> list[tuple[str, str, str, Markup]]:
@@ -86,7 +106,7 @@ def _galleries(facts: Root, album: Album) -> list[tuple[str, str, str, Markup]]:
             continue
         lead = f"{number(len(rows))} of {number(facts.decided(decision))}, taken in turn from every dataset"
         lead += "." if decision == "kept" else " and reason."
-        body = sections_data.gallery(rows, album, watch) if rows else tag("p", "None.", class_="quiet")
+        body = sections_data.gallery(rows, album, watch, facts.hidden) if rows else tag("p", "None.", class_="quiet")
         sections.append((decision, title, lead + " Source above, target below." if rows else lead, body))
     body = sections_data.ingest_rejects(facts.ingest_rejects, facts.total("rejects"))
     sections.append(("refused", "Refused at ingest", "Rows that never became a sample, with the reason.", body))
@@ -141,6 +161,11 @@ def _cards(facts: Root, runs: list[Run], edits: int) -> Markup:
     return tag("div", cards, class_="cards")
 
 
+def _policy(facts: Root) -> str:
+    """The page's one script, where it has one, is allowed by its digest."""
+    return f"{POLICY}; script-src {sections_curation.script_digest()}" if facts.curation.scores else POLICY
+
+
 def _card(what: str, value: str, note: str, kind: str = "") -> Markup:
     inside = (tag("span", what, class_="what"), tag("b", value), tag("span", note))
     return tag("div", *inside, class_=f"card {kind}".strip())
@@ -151,7 +176,7 @@ def _page(title: str, facts: Root, runs: list[Run], edits: int, sections: list[t
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", http_equiv="Content-Security-Policy", content=_policy(facts)),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("title", title),
         tag("style", Markup(style)),

@@ -88,8 +88,11 @@ def thin(steps: Numbers, values: Numbers, limit: int = POINTS) -> tuple[np.ndarr
     return x[order], y[order]
 
 
-def line_chart(lines: Sequence[Line], *, title: str, unit: str = "", width: int = 560, height: int = 270) -> Markup:
-    """Curves over the optimizer step with axes, legend and hover read-out; empty when nothing is finite."""
+def line_chart(
+    lines: Sequence[Line], *, title: str, unit: str = "", axis: str = "step", width: int = 560, height: int = 270
+) -> Markup:
+    """Curves over the optimizer step (or what `axis` names) with axes, legend and hover read-out; empty when nothing
+    is finite."""
     drawn = [s for s in lines if len(s.steps) and np.isfinite(np.asarray(s.values, dtype=np.float64)).any()]
     if not drawn:
         return Markup("")
@@ -111,12 +114,12 @@ def line_chart(lines: Sequence[Line], *, title: str, unit: str = "", width: int 
         grid.append(tag("line", class_="grid", x1=left, x2=width - right, y1=y, y2=y))
         grid.append(tag("text", number(value), x=left - 7, y=y, dy="0.32em", text_anchor="end"))
     for value in ticks(x_low, x_high, 6):
-        if value == int(value):
+        if axis != "step" or value == int(value):
             x = f"{px(value):.1f}"
             grid.append(tag("line", class_="tick", x1=x, x2=x, y1=height - bottom, y2=height - bottom + 4))
-            grid.append(tag("text", number(int(value)), x=x, y=height - bottom + 17, text_anchor="middle"))
+            grid.append(tag("text", number(value), x=x, y=height - bottom + 17, text_anchor="middle"))
     grid.append(tag("line", class_="axis", x1=left, x2=width - right, y1=height - bottom, y2=height - bottom))
-    grid.append(tag("text", "step", x=width - right, y=height - 3, text_anchor="end", class_="unit"))
+    grid.append(tag("text", axis, x=width - right, y=height - 3, text_anchor="end", class_="unit"))
     if unit:
         grid.append(tag("text", unit, x=left - 7, y=top - 3, text_anchor="end", class_="unit"))
 
@@ -125,7 +128,8 @@ def line_chart(lines: Sequence[Line], *, title: str, unit: str = "", width: int 
     frame = tag("svg", curves, x=left, y=top, width=width - left - right, height=height - top - bottom,
                 viewBox=f"{left} {top} {width - left - right} {height - top - bottom}", class_="plot")  # fmt: skip
     outside = sum(int(np.sum(np.asarray(s.values, dtype=np.float64) > high + 1e-12)) for s in drawn)
-    hover = _hover([s for s in drawn if s.readout], px, py, (left, width - right, top, height - bottom))
+    box = (left, width - right, top, height - bottom)
+    hover = _hover([s for s in drawn if s.readout], px, py, box, axis)
     summary = "; ".join(f"{s.name}: {number(_last(s))} at the end" for s in drawn if s.readout)
     inside = (tag("g", grid), frame, points, tag("g", hover))
     told = f"{title}. {summary}"
@@ -231,7 +235,7 @@ def _path(steps: np.ndarray, values: np.ndarray, px, py, classes: str) -> Markup
     return tag("path", d="".join(words), class_=classes)
 
 
-def _hover(lines: Sequence[Line], px, py, box: tuple[int, int, int, int]) -> list[Markup]:
+def _hover(lines: Sequence[Line], px, py, box: tuple[int, int, int, int], axis: str) -> list[Markup]:
     """One transparent column per (bin of) step with a rule, dots and the values there."""
     left, right, top, bottom = box
     every = np.unique(np.concatenate([np.asarray(s.steps, dtype=np.float64) for s in lines]))
@@ -243,11 +247,11 @@ def _hover(lines: Sequence[Line], px, py, box: tuple[int, int, int, int]) -> lis
         x0 = left if i == 0 else (edges[i - 1] + edges[i]) / 2
         x1 = right if i == len(every) - 1 else (edges[i] + edges[i + 1]) / 2
         gap = (every[-1] - every[0]) / max(len(every) - 1, 1)
-        dots, words = [], [f"step {number(int(step))}"]
+        dots, words = [], [f"{axis} {number(int(step) if axis == 'step' else float(step))}"]
         for line in lines:
             at = int(np.abs(np.asarray(line.steps, dtype=np.float64) - step).argmin())
             value = float(line.values[at])
-            if math.isfinite(value) and abs(float(line.steps[at]) - step) <= max(gap, 1):
+            if math.isfinite(value) and abs(float(line.steps[at]) - step) <= (max(gap, 1) if axis == "step" else gap):
                 words.append(f"{line.name} {number(value)}")
                 dots.append(tag("circle", cx=f"{edges[i]:.1f}", cy=f"{py(value):.1f}", r=3.2, class_=f"f{line.colour}"))
         rule = tag("line", x1=f"{edges[i]:.1f}", x2=f"{edges[i]:.1f}", y1=top, y2=bottom, class_="rule")

@@ -13,10 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipelines.report.curation import Curation, unsafe
+from pipelines.report.curation import read as read_curation
 from pipelines.samples import provenance, storage, tables
 from pipelines.samples.index import datasets_of, read_index, rows_of
 from sama.errors import InputError
 
+UNSAFE = 0.5  # nsfw_score from which on pictures are blurred
 SHOWN_KEPT, SHOWN_REJECTED, SHOWN_INGEST_REJECTS = 24, 36, 60
 
 
@@ -68,6 +71,9 @@ class Root:
     kept: list[dict[str, Any]]  # index rows to show
     rejected: list[dict[str, Any]]  # index rows with `decision` and `reasons`
     ingest_rejects: list[dict[str, Any]]
+    curation: Curation = field(default_factory=Curation)
+    categories: dict[str, Counter[str]] = field(default_factory=dict)  # category -> decision -> samples
+    hidden: set[str] = field(default_factory=set)  # keys whose pictures are shown blurred
 
     def problems(self) -> list[str]:
         return [p for d in self.datasets for p in d.problems(self.selection is not None)]
@@ -104,7 +110,15 @@ def read_root(root: str, selection: str | None = None) -> Root:
         kept = _details(root, _pick(chosen, "kept", SHOWN_KEPT))
         rejected = _details(root, _pick(chosen, "rejected", SHOWN_REJECTED))
     shown = _some_rejects(storage.join(root, "rejects"), rejects)
-    return Root(storage.absolute(root), selection, list(accounts.values()), kept, rejected, shown)
+    curation = read_curation(root, selection, chosen)
+    keys = [r["key"] for r in (*kept, *rejected, *curation.borderline)]
+    hidden = unsafe(root, keys, UNSAFE)
+    categories: dict[str, Counter[str]] = {}
+    for (category, decision), count in _tally(chosen, "category", "decision").items() if chosen is not None else ():
+        categories.setdefault(category or "none", Counter())[decision] += count
+    return Root(
+        storage.absolute(root), selection, list(accounts.values()), kept, rejected, shown, curation, categories, hidden
+    )  # fmt: skip
 
 
 def selections_of(root: str) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from html import escape
 from typing import Any
 
-VOID = frozenset({"meta", "img", "br", "rect", "line", "path", "circle", "source"})
+VOID = frozenset({"meta", "img", "br", "rect", "line", "path", "circle", "source", "input"})
 
 
 class Markup(str):

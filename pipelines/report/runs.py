@@ -59,6 +59,12 @@ class Run:
         """Seconds in steps: the sum of all parts of all steps."""
         return sum(float(np.nansum(c.values)) for n, c in self.curves.items() if n.startswith("time/"))
 
+    @property
+    def world_size(self) -> int:
+        """Devices of the run, as its settings say; 1 when they do not."""
+        workers = (self.config.get("train") or {}).get("workers", 1)
+        return int(max(workers) if isinstance(workers, list) else workers)
+
     def count(self, kind: str) -> int:
         return sum(e.get("kind") == kind for e in self.events)
 

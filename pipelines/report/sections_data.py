@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pipelines.report.charts import Bar, bar_svg, share_bars, stacked_bars
 from pipelines.report.data import Dataset, Root
 from pipelines.report.markup import Markup, clipped, number, tag
-from pipelines.report.media import Album, row_of_frames, void
+from pipelines.report.media import Album, blurred, row_of_frames, void
 from sama import video
 
 HUES = {"kept": 2, "rejected": 1, "failed": 3, "unscored": 8, "refused at ingest": 4}
@@ -84,6 +84,10 @@ def funnel(root: Root) -> Markup:
         bars.append(Bar(d.name, {**parts, "refused at ingest": float(d.rejects)},
                         f"{number(d.decisions['kept'])} of {number(whole)} kept"))  # fmt: skip
     overview = stacked_bars(bars, title="What became of every sample", colours=HUES)
+    bars = [Bar(name, {n: float(counts[n]) for n in ("kept", "rejected", "failed", "unscored")},
+                f"{number(counts['kept'])} of {number(counts.total())} kept")
+            for name, counts in sorted(root.categories.items(), key=lambda pair: -pair[1].total())]  # fmt: skip
+    overview = Markup(overview + stacked_bars(bars, title="The same by category", colours=HUES))
     panels = [_dataset_panel(d, root.selection is not None) for d in root.datasets]
     return Markup(overview + tag("div", panels, class_="grid"))
 
@@ -130,21 +134,23 @@ def reasons_chart(root: Root) -> Markup:
     return tag("div", charts, class_="grid") if any(charts) else Markup("")
 
 
-def gallery(rows: list[dict[str, Any]], album: Album, watch: Callable[[], None]) -> Markup:
-    """One card per index row: frames of source over frames of target, words, reasons."""
+def gallery(
+    rows: list[dict[str, Any]], album: Album, watch: Callable[[], None], hidden: Collection[str] = ()
+) -> Markup:
+    """One card per index row: frames of source over frames of target, words, reasons. hidden: keys shown blurred."""
     cards = []
     for row in rows:
-        cards.append(_card(row, album))
+        cards.append(_card(row, album, row["key"] in hidden))
         watch()
     return tag("div", cards, class_="gallery")
 
 
-def _card(row: Mapping[str, Any], album: Album) -> Markup:
+def _card(row: Mapping[str, Any], album: Album, blur: bool) -> Markup:
     sides = [s for s in ("source", "target") if row.get(f"{s}_uri")]
     name = f"{row['dataset']} {row['key']}"
     still = all((row[f"{s}_frames"] or 1) == 1 for s in sides)
     layout = "one" if len(sides) == 1 and still else "pair" if still else "stack" if len(sides) > 1 else "row"
-    pictures = [_side(row, s, album, name, layout) for s in sides]
+    pictures = [_side(row, s, album, name, layout, blur) for s in sides]
     words = row.get("instruction") or row.get("caption")
     badges = [tag("span", _words(r), class_="badge bad") for r in row.get("reasons") or []]
     if row.get("decision") == "kept":
@@ -162,11 +168,12 @@ def _card(row: Mapping[str, Any], album: Album) -> Markup:
     )
 
 
-def _side(row: Mapping[str, Any], side: str, album: Album, name: str, layout: str) -> Markup:
+def _side(row: Mapping[str, Any], side: str, album: Album, name: str, layout: str, blur: bool) -> Markup:
     if not album.enabled:
         return void(f"{side}: pictures were not asked for")
     try:
-        shown = album.picture(row_of_frames(row, side), f"{side} frames of {name}")
+        frames = row_of_frames(row, side)
+        shown = album.picture(blurred(frames) if blur else frames, f"{side} frames of {name}")
     except video.MediaError as error:
         shown = void(f"{side} does not decode: {error}")
     except (OSError, EOFError) as error:

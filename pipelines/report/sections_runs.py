@@ -144,7 +144,7 @@ def strips(run: Run, album: Album) -> Markup:
     """Sample strips of one stage: a few samples, each in the order of training, first and last among them."""
     groups: dict[str, list[tuple[int, str]]] = {}
     for uri in run.strips:
-        step, sample = _strip_name(uri)
+        step, sample = strip_name(uri)
         groups.setdefault(sample, []).append((step, uri))
     if not groups:
         return Markup("")
@@ -163,7 +163,7 @@ def strips(run: Run, album: Album) -> Markup:
     return Markup("".join(out))
 
 
-def _strip_name(uri: str) -> tuple[int, str]:
+def strip_name(uri: str) -> tuple[int, str]:
     """(step, what is shown) of samples/step-N-<what>.png; names of another form count as step 0."""
     name = uri.rsplit("/", 1)[-1].removesuffix(".png")
     found = re.fullmatch(r"step-(\d+)-?(.*)", name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -86,6 +86,31 @@ def read_index(root: str, datasets: Sequence[str] | None = None, columns: Sequen
     return pa.concat_tables(parts).unify_dictionaries() if parts else wanted.empty_table()
 
 
+def scan_index(root: str, dataset: str, columns: Sequence[str], rows: int = 1 << 17) -> Iterator[pa.Table]:
+    """The rows of a dataset in the order of `read_index`, at most `rows` at a time, so that any index fits in memory.
+
+    InputError for an unknown dataset or a folder that is no data root.
+    """
+    known = datasets_of(root)
+    if dataset not in known:
+        raise InputError(f"{root} has no dataset {dataset}; there are {', '.join(known) or 'none'}")
+    wanted = pa.schema([tables.INDEX.field(n) for n in columns])
+    here = storage.absolute(root)
+    for uri in storage.list_files(storage.join(root, "index", dataset), ".parquet"):
+        for table, metadata in storage.scan_part(uri, wanted, rows):
+            made_at = metadata.get(_ROOT_KEY, here.encode()).decode()
+            yield table if made_at == here else _moved(table, made_at, here)
+
+
+def count_rows(root: str, dataset: str) -> int:
+    """Rows in a dataset's index, from the files' footers."""
+    total = 0
+    for uri in storage.list_files(storage.join(root, "index", dataset), ".parquet"):
+        fs, path = storage.locate(uri)
+        total += pq.read_metadata(path, filesystem=fs).num_rows
+    return total
+
+
 def _read_part(uri: str, wanted: pa.Schema, root: str) -> pa.Table:
     fs, path = storage.locate(uri)
     made_at = (pq.read_schema(path, filesystem=fs).metadata or {}).get(_ROOT_KEY, root.encode()).decode()
@@ -97,10 +122,12 @@ def _moved(table: pa.Table, old: str, new: str) -> pa.Table:
     for i, field in enumerate(table.schema):
         if not field.name.endswith("_uri"):
             continue
-        column = table.column(i).cast(pa.string())
-        inside = pc.starts_with(column, pattern=f"{old}/")
-        moved = pc.binary_replace_slice(column, start=0, stop=len(old.encode()), replacement=new)
-        table = table.set_column(i, field, pc.if_else(inside, moved, column).cast(field.type))
+        column = table.column(i).combine_chunks()
+        words = column.dictionary
+        inside = pc.starts_with(words, pattern=f"{old}/")
+        moved = pc.binary_replace_slice(words, start=0, stop=len(old.encode()), replacement=new)
+        there = pa.DictionaryArray.from_arrays(column.indices, pc.if_else(inside, moved, words))
+        table = table.set_column(i, field, there.cast(field.type))
     return table
 
 

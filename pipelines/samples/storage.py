@@ -6,9 +6,12 @@ object store one completed PUT does the same.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import shutil
 import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -133,6 +136,29 @@ def write_bytes(uri: str | os.PathLike, data: bytes | str) -> None:
     os.replace(temporary, path)
 
 
+def copy(uri: str | os.PathLike, to: str | os.PathLike) -> None:
+    """Copy a file of any size, between any two places; under its final name it appears whole.
+
+    On one local disk it is linked instead: for files that nobody changes in place.
+    """
+    (fs, path), (there, target) = locate(uri), locate(to)
+    local = isinstance(there, pafs.LocalFileSystem)
+    temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp" if local else target
+    if local:
+        there.create_dir(os.path.dirname(target), recursive=True)
+    if local and isinstance(fs, pafs.LocalFileSystem):
+        try:
+            os.link(path, temporary)
+        except OSError:  # another disk
+            shutil.copyfile(path, temporary)
+    else:
+        with fs.open_input_stream(path) as source, there.open_output_stream(temporary) as sink:
+            while block := source.read(1 << 24):
+                sink.write(block)
+    if local:
+        os.replace(temporary, target)
+
+
 def write_part(folder: str | os.PathLike, table: pa.Table, name: str | None = None) -> str:
     """Append a uniquely named parquet part to a table's folder; the URI written."""
     sink = pa.BufferOutputStream()
@@ -148,6 +174,42 @@ def _readable(table: pa.Table) -> pa.Table:
         if pa.types.is_fixed_size_list(field.type):
             table = table.set_column(i, field.name, table.column(i).cast(pa.list_(field.type.value_type)))
     return table
+
+
+def read_table(uri: str) -> pa.Table:
+    """A whole parquet file as it is."""
+    fs, path = locate(uri)
+    with fs.open_input_file(path) as file:
+        return pq.ParquetFile(file).read()
+
+
+@contextlib.contextmanager
+def open_table(uri: str, schema: pa.Schema, plain: Sequence[str] = ()) -> Iterator[pq.ParquetWriter]:
+    """A parquet file written table by table; it appears under its name when the block ends without an error.
+
+    plain: columns in which nothing repeats (digests), stored as they are.
+    """
+    fs, path = locate(uri)
+    local = isinstance(fs, pafs.LocalFileSystem)
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp" if local else path
+    if local:
+        fs.create_dir(os.path.dirname(path), recursive=True)
+    packed = {f.name: "none" if f.name in plain else "zstd" for f in schema}
+    words = [f.name for f in schema if f.name not in plain and f.name != "key"]
+    # pyarrow names a column inside a list by its leaf
+    packed |= {f"{f.name}.list.element": "zstd" for f in schema if pa.types.is_list(f.type)}
+    try:
+        with (
+            fs.open_output_stream(temporary) as sink,
+            pq.ParquetWriter(sink, schema, compression=packed, use_dictionary=words) as writer,
+        ):
+            yield writer
+        if local:
+            os.replace(temporary, path)
+    except BaseException:
+        if local and os.path.exists(temporary):
+            os.remove(temporary)
+        raise
 
 
 def read_parts(folder: str | os.PathLike, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
@@ -169,3 +231,22 @@ def read_part(uri: str, schema: pa.Schema, columns: list[str] | None = None) -> 
         if name not in table.column_names:
             table = table.append_column(name, pa.nulls(table.num_rows, wanted.field(name).type))
     return table.select(names).cast(wanted)
+
+
+def scan_part(uri: str, wanted: pa.Schema, rows: int) -> Iterator[tuple[pa.Table, dict[bytes, bytes]]]:
+    """One part in tables of at most `rows` rows, cast to `wanted`, each with the part's metadata.
+
+    Columns that came into the version after the part was written are null.
+    """
+    fs, path = locate(uri)
+    words = [f.name for f in wanted if pa.types.is_dictionary(f.type)]
+    with fs.open_input_file(path) as file:
+        part = pq.ParquetFile(file, read_dictionary=words, pre_buffer=False, buffer_size=1 << 20)
+        known = set(part.schema_arrow.names)
+        metadata = part.schema_arrow.metadata or {}
+        for batch in part.iter_batches(rows, columns=[f.name for f in wanted if f.name in known]):
+            table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
+            for field in wanted:
+                if field.name not in known:
+                    table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+            yield table.select(wanted.names).cast(wanted), metadata

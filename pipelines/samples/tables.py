@@ -62,15 +62,40 @@ SIGNALS = pa.schema(
         (n, pa.float32())
         for n in (
             "mad", "changed_area", "motion_source", "motion_target", "motion_ratio", "flicker",
-            "blur_source", "blur_target", "blockiness",
+            "blur_source", "blur_target", "blockiness", "structure_kept", "text_strokes_source", "text_strokes_target",
+            "text_similarity",
         )
     ]
+    + [("changed_box", pa.list_(pa.float32(), 4))]
     + [(f"black_border_{s}", pa.list_(pa.int32(), 4)) for s in ("source", "target")]
     + [(f"shot_cuts_{s}", pa.list_(pa.int32())) for s in ("source", "target")]
     + [("static", pa.bool_()), ("text_source", pa.string()), ("text_target", pa.string())]
-    + [("instruction_words", pa.int32())]
+    + [("instruction_words", pa.int32()), ("instruction_language", WORD)]
     + [(n, pa.float32()) for n in ("nsfw_score", "minor_risk_score", "watermark_score", "face_area")]
     + [("face_count", pa.int16()), ("seconds", pa.float32()), ("created_at", TIME)]
+)  # fmt: skip
+
+SCORES = ("instruction_following", "visual_quality", "content_preservation", "motion_consistency")
+ANSWER_STATES = ("ok", "unparseable", "refused", "http_error", "timeout", "skipped")
+_ASKED = [
+    ("model", WORD), ("model_revision", WORD), ("prompt_id", WORD), ("prompt_version", WORD), ("turn", pa.int8()),
+    ("seed", pa.int64()), ("temperature", pa.float32()), ("frames", pa.int16()), ("width", pa.int16()),
+    ("height", pa.int16()), ("status", WORD), ("error", pa.string()),
+]  # fmt: skip
+_COST = [
+    ("raw_answer", pa.string()), ("prompt_tokens", pa.int32()), ("completion_tokens", pa.int32()),
+    ("latency_s", pa.float32()), ("endpoint_host", WORD), ("created_at", TIME),
+]  # fmt: skip
+JUDGEMENTS = pa.schema(
+    [("sample_digest", DIGEST), ("key", pa.string()), ("judge_id", WORD), *_ASKED]
+    + [(score, pa.int8()) for score in SCORES]
+    + [("explanations_json", pa.string()), *_COST]
+)
+CAPTIONS = pa.schema(
+    [
+        ("target_sha256", DIGEST), ("key", pa.string()), ("captioner_id", WORD), *_ASKED,
+        ("caption", pa.string()), *_COST,
+    ]
 )  # fmt: skip
 
 SELECTION = pa.schema(

@@ -51,6 +51,7 @@ def signals_entry(row: dict[str, Any], **values: Any) -> dict[str, Any]:
     if row["kind"] != "text_to_video":
         out |= {"mad": 20.0, "changed_area": 0.2, "motion_source": 3.0, "motion_ratio": 1.0, "blur_source": 0.3}
         out |= {"black_border_source": [0] * 4, "shot_cuts_source": []}
+        out |= {"structure_kept": 0.99, "text_strokes_source": 0.1, "text_strokes_target": 0.1}
     if row["kind"] == "image_edit":
         out |= {"motion_source": None, "motion_target": None, "motion_ratio": None, "static": None}
     return out | values

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.curate.curate import COLUMNS, curate, missing, score, score_chunk
+from pipelines.curate.curate import curate, missing
 from pipelines.curate.select import read_selection, select
 from pipelines.curate.show import describe, page
+from pipelines.curate.stage import COLUMNS, Remembered, score, score_chunk
 from pipelines.demo import world
 from pipelines.samples import provenance, storage
 from pipelines.samples.index import read_index
@@ -86,7 +87,7 @@ def test_sources_are_decoded_once_for_neighbouring_rows(root: str, monkeypatch: 
 
     monkeypatch.setattr(look, "look", counted)
     rows = rows_by_name(root)
-    remembered: dict[tuple, look.Seen] = {}
+    remembered: Remembered = {}
     alone = score(rows["cut"])
     looked.clear()
     for name in ("good", "twin", "cut"):

@@ -13,9 +13,9 @@ import pytest
 
 from pipelines import config
 from pipelines.curate.rules import Rules
-from pipelines.curate.select import decide, read_selection, select
+from pipelines.curate.select import decide_on, read_selection, select
 from pipelines.curate.summary import check_ledger, funnel, summarise
-from pipelines.curate.verdicts import JUDGEMENTS
+from pipelines.curate.verdicts import JUDGEMENTS, verdicts
 from pipelines.samples import storage, tables
 from pipelines.samples.index import read_index
 from sama.errors import InputError
@@ -34,7 +34,19 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "short by policy": ({"policy_fps": 4.0}, {}, ["too_short"]),
     "tiny": ({"source_height": 48, "source_width": 83}, {}, ["too_small"]),
     "wide screen": ({"target_height": 1080, "target_width": 1920}, {}, []),
-    "other crop": ({"target_height": 464}, {}, ["aspect_mismatch"]),
+    "rounded": ({"target_height": 464}, {}, []),
+    "other crop": ({"target_height": 400}, {}, ["aspect_mismatch"]),
+    "made anew": ({"category": "remove"}, {"structure_kept": 0.5}, ["structure_lost"]),
+    "no texture": ({"category": "add"}, {"structure_kept": None}, ["structure_lost"]),
+    "new style": ({}, {"structure_kept": 0.1}, []),
+    "new motion too": ({"category": "add", "motion_preserving": False}, {"structure_kept": 0.1}, []),
+    "text gone": ({"category": "text", "instruction": "Change the subtitle to: farewell"},
+                  {"text_strokes_source": 0.5, "text_strokes_target": 0.03}, ["text_gone"]),
+    "text erased": ({"category": "text", "instruction": "Remove the subtitle"},
+                    {"text_strokes_source": 0.5, "text_strokes_target": 0.03}, []),
+    "text added": ({"category": "text", "instruction": "Add a subtitle"}, {"text_strokes_target": 0.5}, []),
+    "sign gone": ({"category": "replace"}, {"text_strokes_source": 0.5, "text_strokes_target": 0.03}, []),
+    "text same": ({"category": "text"}, {"text_similarity": 0.95}, ["text_unchanged"]),
     "turned": ({"target_height": 832, "target_width": 480}, {}, ["aspect_mismatch"]),
     "silent": ({"instruction": "  "}, {}, ["no_instruction"]),
     "same bytes": ({"target_sha256": digest("same bytes/source")}, {"mad": 0.0}, ["identical"]),
@@ -51,7 +63,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], list[str]]] = {
     "thin line": ({}, {"black_border_target": [0, 2, 0, 0]}, []),
     "blurred": ({}, {"blur_target": 0.8}, ["blurred"]),
     "flat": ({}, {"blur_target": None}, ["blurred"]),  # null never passes
-    "two": ({"target_height": 464}, {"shot_cuts_target": [20]}, ["aspect_mismatch", "shot_cut"]),
+    "two": ({"target_height": 400}, {"shot_cuts_target": [20]}, ["aspect_mismatch", "shot_cut"]),
     "caption": ({"kind": "text_to_video"}, {}, []),
     "caption cut": ({"kind": "text_to_video"}, {"shot_cuts_target": [7]}, ["shot_cut"]),
     "caption static": ({"kind": "text_to_video"}, {"static": True}, ["static"]),
@@ -198,7 +210,8 @@ def test_hundreds_of_thousands_of_rows_take_seconds(tmp_path: Path):
     rows = pa.array(np.tile(np.arange(index.num_rows), copies))
     many = index.take(rows)
     began = time.process_time()
-    table = decide(root, many, Rules(), tables.BLOCKLIST.empty_table())
+    seen = verdicts(root, many["sample_digest"])
+    table = decide_on(many, seen, Rules(), tables.BLOCKLIST.empty_table())
     summary = summarise(table, many.num_rows, Rules())
     seconds = time.process_time() - began
     assert summary["rows"] == index.num_rows * copies > 300_000

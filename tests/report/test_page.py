@@ -19,8 +19,8 @@ from pipelines.report.command import report
 from pipelines.report.media import Album
 from sama.errors import InputError
 
-SECTIONS = ["summary", "ledger", "funnel", "kept", "rejected", "refused", "mixture", "training", "time", "strips",
-            "edits", "provenance"]  # fmt: skip
+SECTIONS = ["summary", "ledger", "funnel", "footage", "kept", "rejected", "refused", "mixture", "training", "time",
+            "strips", "edits", "provenance"]  # fmt: skip
 VOID = {"meta", "img", "br", "rect", "line", "path", "circle"}
 
 

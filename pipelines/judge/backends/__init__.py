@@ -1,0 +1,1 @@
+"""Where a judge's answers come from: an HTTP server, a model in process, vLLM under Ray Data, or nowhere."""
