@@ -8,9 +8,10 @@ read tasks (no CPU, one at a time): the places of a run of steps, held back by a
 from __future__ import annotations
 
 import functools
-import threading
-import time
-from collections.abc import Iterator
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -23,14 +24,17 @@ from ray.train import DataConfig
 
 from pipelines.config import LoaderSettings
 from pipelines.config import MicroBatch as Sizes
-from pipelines.loading import clock
+from pipelines.loading import clock, heap, operator_state
 from pipelines.loading.micro_batch import MicroBatch
+from pipelines.loading.room import rows_ahead
 from pipelines.loading.rows import build_row, check_substitutes, micro_steps, places
+from pipelines.loading.watching import Watchdog, stuck
 from pipelines.mixture.plan import BatchPlan
 from pipelines.progress import say
 
 STEPS_PER_TASK = 256
-_PLACES = pa.schema([("step", pa.int64()), ("micro", pa.int32()), ("rank", pa.int32())])
+TELL_EVERY = 16  # rows between two messages of the task that reads the plan to the clock
+_PLACES = pa.schema([("row", pa.int64()), ("step", pa.int64()), ("micro", pa.int32()), ("rank", pa.int32())])
 
 
 def dataset(
@@ -42,8 +46,7 @@ def dataset(
     `settings.read_ahead_rows` rows (or what the split and the decoders need at least) are made ahead of the slowest
     rank.
     """
-    ahead = max(settings.read_ahead_rows, least_ahead(ranks, settings.max_decoders))
-    handle, name = clock.start(ranks, ahead)
+    handle, name = clock.start(ranks, rows_ahead(ranks, settings))
     source = PlanRows(plan_folder, ranks, micro_batch, start_step, stop_step, handle)
     context = DataContext.get_current().copy()
     context.target_max_block_size = 1  # every row is a block of its own: merged ones lose the order across ranks
@@ -68,49 +71,104 @@ def dataset(
         )
 
 
-def least_ahead(ranks: int, decoders: int) -> int:
-    """Rows that must be on the way: each rank prefetches two, the split holds back a round."""
-    return 4 * ranks + 2 * decoders
-
-
 def split(rows: ray.data.Dataset, ranks: int) -> list[ray.data.DataIterator]:
     """The parts of a dataset of this module: row i goes to rank i mod ranks. All must be read at the same time."""
     return rows.streaming_split(ranks, equal=True)
 
 
 class PlanSplit(DataConfig):
-    """Gives every training worker the rows of its data rank, in the plan's order (data ranks = workers)."""
+    """Gives training workers the rows of their data rank, in the plan's order.
 
-    def __init__(self) -> None:
-        super().__init__(execution_options=_options(), enable_shard_locality=False)
-
-
-def iterate(shard: ray.data.DataIterator, stall_warning_s: float = 120.0) -> Iterator[MicroBatch]:
-    """One rank's micro-batches from its part of the dataset.
-
-    Says so when it waits longer than `stall_warning_s`. StorageError when too many samples did not decode.
+    group_size: workers of one sequence-parallel group share a data rank. Data ranks = workers / group_size; worker r
+    gets the part of data rank r / group_size where r is a multiple of it, every other one gets None. All workers call
+    `ray.train.get_dataset_shard`.
     """
-    taken = substituted = slots = 0
-    handle = None
-    tables = iter(shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1))
-    while True:
-        with _Watch(stall_warning_s, taken):
-            table = next(tables, None)
-        if table is None:
-            return
+
+    def __init__(self, group_size: int = 1) -> None:
+        super().__init__(execution_options=_options(), enable_shard_locality=False)
+        self.group_size = group_size
+
+    def configure(
+        self, datasets: dict[str, ray.data.Dataset], world_size: int, worker_handles: Any, worker_node_ids: Any,
+        **others: Any,
+    ) -> list[dict[str, ray.data.DataIterator | None]]:  # fmt: skip
+        """Ray Train calls this; one dictionary per worker."""
+        if world_size % self.group_size:
+            raise ValueError(f"{world_size} workers do not form groups of {self.group_size}")
+        leaders = super().configure(datasets, world_size // self.group_size, worker_handles, worker_node_ids, **others)
+        nothing: dict[str, ray.data.DataIterator | None] = dict.fromkeys(datasets)
+        return [leaders[r // self.group_size] if r % self.group_size == 0 else dict(nothing) for r in range(world_size)]
+
+
+def iterate(
+    shard: ray.data.DataIterator,
+    stall_warning_s: float = 120.0,
+    on_stall: Callable[[str, str], None] | None = None,
+) -> Iterator[MicroBatch]:
+    """One rank's micro-batches from its part of the dataset. Their pixels are read-only.
+
+    After a wait of `stall_warning_s` it says which stage is stuck, and calls on_stall(sentence, dump) from another
+    thread; dump: where all rows are, and what Ray Data knows of itself. StorageError when too many samples did not
+    decode.
+    """
+    # torch warns of read-only memory when it makes a tensor of it; nothing writes into a batch
+    warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+    reader = _Reader(shard, on_stall)
+    watchdog = Watchdog(stall_warning_s, reader.stalled)
+    try:
+        tables = iter(shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1))
+        while True:
+            with watchdog.wait():
+                table = next(tables, None)
+            if table is None:
+                return
+            batch = reader.receive(table)
+            del table
+            yield batch
+            del batch  # its memory goes back to the object store
+    finally:
+        watchdog.close()
+
+
+class _Reader:
+    """What one rank has received."""
+
+    def __init__(self, shard: ray.data.DataIterator, on_stall: Callable[[str, str], None] | None) -> None:
+        self._shard, self._on_stall = shard, on_stall
+        self._taken = self._substituted = self._slots = 0
+        self._rank: int | None = None
+        self._clock: Any = None
+        self._answer: Any = None
+        self._ahead = (0, 0)
+
+    def receive(self, table: pa.Table) -> MicroBatch:
         batch = MicroBatch.from_table(table)
-        if handle is None:
-            handle = ray.get_actor(table["clock"][0].as_py())
-        del table
-        taken += 1
-        handle.take.remote(batch.rank, taken)
-        substituted, slots = substituted + len(batch.substituted), slots + len(batch.keys)
-        check_substitutes(substituted, slots)
-        yield batch
+        if self._clock is None:
+            self._clock, self._rank = ray.get_actor(table["clock"][0].as_py()), batch.rank
+        self._taken += 1
+        answer = self._clock.take.remote(batch.rank, self._taken)
+        if batch.rank == 0:  # the answer to an earlier message: nobody waits for one
+            if self._answer is None:
+                self._answer = answer
+            elif ray.wait([self._answer], timeout=0)[0]:
+                self._ahead, self._answer = ray.get(self._answer), answer
+        batch.rows_ahead, batch.bytes_ahead = self._ahead
+        self._substituted, self._slots = self._substituted + len(batch.substituted), self._slots + len(batch.keys)
+        check_substitutes(self._substituted, self._slots)
+        return batch
+
+    def stalled(self, seconds: float) -> None:
+        state = operator_state.ask(self._clock)
+        stage, why = stuck(state, self._rank, self._taken)
+        who = "a rank that has no row yet" if self._rank is None else f"rank {self._rank}"
+        sentence = f"loader: {who} has waited {seconds:.0f} s for its row {self._taken}; stuck in {stage}: {why}"
+        say(sentence)
+        if self._on_stall is not None:
+            self._on_stall(sentence, f"{sentence}\n\n{state}\n\n{operator_state.dump(self._shard)}")
 
 
 class PlanRows(Datasource):
-    """Rows (step, micro, rank) of a plan, in order; each read task makes those of a run of steps."""
+    """Rows (number, step, micro, rank) of a plan, in order; each read task makes those of a run of steps."""
 
     def __init__(
         self, plan_folder: str, ranks: int, micro_batch: Sizes, start: int, stop: int, handle: ray.actor.ActorHandle
@@ -146,8 +204,10 @@ def _make_places(
     for place in places(plan, ranks, sizes, first, last):
         while number >= limit:
             limit = ray.get(handle.limit.remote(number))
+        yield pa.table([[number], *([v] for v in place)], schema=_PLACES)
         number += 1
-        yield pa.table([[v] for v in place], schema=_PLACES)
+        if number % TELL_EVERY == 0:
+            handle.made.options(num_returns=0).remote(number)
 
 
 def _rows_before(plan: BatchPlan, ranks: int, sizes: Sizes, start: int, step: int) -> int:
@@ -161,12 +221,26 @@ def _rows_before(plan: BatchPlan, ranks: int, sizes: Sizes, start: int, step: in
 def load_row(rows: pa.Table, plan_folder: str, ranks: int, micro_batch: dict[str, int], clock_name: str) -> pa.Table:
     """Make one row's micro-batch.
 
-    in:  step, micro, rank of one row
+    in:  row (its number), step, micro, rank of one row
     out: the columns of micro_batch.SCHEMA, and clock: the name of the clock that wants to know when it is taken
     """
-    step, micro, rank = (rows[n][0].as_py() for n in ("step", "micro", "rank"))
+    row, step, micro, rank = (rows[n][0].as_py() for n in ("row", "step", "micro", "rank"))
+    heap.keep()
+    handle = _clock(clock_name)
+    handle.decoding.options(num_returns=0).remote(row, _here())
     batch = build_row(_plan(plan_folder), step, micro, rank, ranks, Sizes(**micro_batch))
+    handle.decoded.options(num_returns=0).remote(row, batch.nbytes)
     return batch.to_table().append_column("clock", pa.array([clock_name]))
+
+
+@functools.lru_cache(maxsize=2)
+def _clock(name: str) -> ray.actor.ActorHandle:
+    return ray.get_actor(name)
+
+
+@functools.lru_cache(maxsize=1)
+def _here() -> str:
+    return f"{socket.gethostname()} pid {os.getpid()}"
 
 
 @functools.lru_cache(maxsize=2)
@@ -176,23 +250,3 @@ def _plan(folder: str) -> BatchPlan:
 
 def _options() -> ExecutionOptions:
     return ExecutionOptions(preserve_order=True)
-
-
-class _Watch:
-    """Says that a wait is long while it lasts."""
-
-    def __init__(self, seconds: float, taken: int) -> None:
-        self._began = time.monotonic()
-        self._timer = threading.Timer(seconds, self._warn, (seconds, taken))
-        self._timer.daemon = True
-
-    def __enter__(self) -> None:
-        self._timer.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-
-    @staticmethod
-    def _warn(seconds: float, taken: int) -> None:
-        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "object_store_memory")}
-        say(f"loader: {seconds:.0f} s without row {taken} of this rank; free in the cluster: {free}")

@@ -16,7 +16,7 @@ from pipelines.mixture import order
 from pipelines.mixture.batch import HeldOut, Slot
 from pipelines.mixture.mixture import EDIT, Mixture, VideoStream
 from pipelines.mixture.plan import BatchPlan
-from pipelines.mixture.windows import file_frames
+from pipelines.mixture.windows import file_frames, window_id
 from pipelines.samples import storage
 from sama import pretext, video
 from sama.video import Bucket, MediaError
@@ -33,9 +33,11 @@ class StorageError(Exception):
 
 @dataclass
 class _Sums:
-    """Seconds of each part, and what was substituted."""
+    """Seconds of each part, bytes fetched, frames decoded, and what was substituted."""
 
     seconds: dict[str, float] = field(default_factory=lambda: {"fetch": 0.0, "decode": 0.0, "perturb": 0.0})
+    fetched_bytes: int = 0
+    frames: int = 0
     substituted: list[str] = field(default_factory=list)
 
 
@@ -64,9 +66,10 @@ def build_row(
 ) -> MicroBatch:
     """Fetch, decode and perturb the samples of one row.
 
-    Slot of sample j: micro * ranks * B + rank * B + j; beyond the global batch it is a real slot again, with
-    weight 0. Media that does not decode (though its digest is right) is replaced by another sample of the same
-    source, shape and kind. StorageError when bytes cannot be read or are not those that were indexed.
+    Slot of sample j: micro * ranks * B + rank * B + j. Beyond the global batch it is a filler: the facts of a real slot
+    again, black pixels that nobody fetched or decoded, and weight 0. Media that does not decode (though its digest is
+    right) is replaced by another sample of the same source, shape and kind. StorageError when bytes cannot be read or
+    are not those that were indexed.
     """
     batch = plan[step]
     size, real = micro_size(micro_batch, batch.stream), len(batch.slots)
@@ -74,20 +77,25 @@ def build_row(
     numbers = [(first + j) % real for j in range(size)]
     weights = np.asarray([1.0 if first + j < real else 0.0 for j in range(size)], np.float32)
     slots = [batch.slots[n] for n in numbers]
-    sums = _Sums()
-    found = [_load_slot(plan, slot, batch.stream, batch.bucket, sums) for slot in slots]
+    pixels, sums = _Pixels(size, batch.bucket), _Sums()
+    found: list[_Used] = []
+    for j, slot in enumerate(slots):
+        if weights[j]:
+            found.append(_load_slot(plan, slot, batch.stream, pixels, j, sums))
+        else:
+            pixels.blacken(j)
+            found.append((plan.sample(slot.sample), slot))
     steps = micro_steps(plan, batch.stream, ranks, micro_batch)
-    return _assemble(
-        plan.mixture, (step, micro, rank), batch.stream, batch.bucket, slots, numbers, found, weights, real, steps, sums
-    )
+    place = (step, micro, rank)
+    return _assemble(plan.mixture, place, batch.stream, pixels, slots, numbers, found, weights, real, steps, sums)
 
 
 def read_item(plan: BatchPlan, item: HeldOut) -> MicroBatch:
     """A held-out sample as a micro-batch of one (step, micro and rank are -1). MediaError when it does not decode."""
-    sums = _Sums()
-    found = [(item.sample, item.slot, *_load(plan.mixture, item.sample, item.slot, item.stream, item.bucket, sums))]
-    weights = np.ones(1, np.float32)
-    return _assemble(plan.mixture, (-1, -1, -1), item.stream, item.bucket, [item.slot], [0], found, weights, 1, 1, sums)
+    pixels, sums = _Pixels(1, item.bucket), _Sums()
+    _load(plan.mixture, item.sample, item.slot, item.stream, pixels, 0, sums)
+    found, weights = [(item.sample, item.slot)], np.ones(1, np.float32)
+    return _assemble(plan.mixture, (-1, -1, -1), item.stream, pixels, [item.slot], [0], found, weights, 1, 1, sums)
 
 
 def prompt_of(mixture: Mixture, sample: Mapping[str, Any], slot: Slot) -> str:
@@ -111,19 +119,48 @@ def check_substitutes(substituted: int, slots: int) -> None:
         )
 
 
-_Loaded = tuple[dict[str, Any], Slot, np.ndarray, np.ndarray]
+_Used = tuple[dict[str, Any], Slot]  # the sample that was read for a slot, and the slot with its window
 
 
-def _load_slot(plan: BatchPlan, slot: Slot, stream: str, bucket: Bucket, sums: _Sums) -> _Loaded:
+class _Pixels:
+    """The memory of a micro-batch: clips are decoded to where they are trained from.
+
+    source, target: (B, T, H, W, 3) uint8. With one clip, a perturbed source is taken as it comes.
+    """
+
+    def __init__(self, size: int, bucket: Bucket) -> None:
+        self.bucket = bucket
+        self.shape = (size, bucket.frames, bucket.height, bucket.width, 3)
+        self.target = np.empty(self.shape, np.uint8)
+        self._source: np.ndarray | None = None
+
+    @property
+    def source(self) -> np.ndarray:
+        if self._source is None:
+            self._source = np.empty(self.shape, np.uint8)
+        return self._source
+
+    def put_source(self, at: int, clip: np.ndarray) -> None:
+        if self.shape[0] == 1 and clip.shape == self.shape[1:]:
+            self._source = clip[None]
+        else:
+            self.source[at] = clip
+
+    def blacken(self, at: int) -> None:
+        self.source[at] = self.target[at] = 0
+
+
+def _load_slot(plan: BatchPlan, slot: Slot, stream: str, pixels: _Pixels, at: int, sums: _Sums) -> _Used:
     sample, used = plan.sample(slot.sample), slot
     for attempt in range(MAX_SUBSTITUTES + 1):
         try:
-            return sample, used, *_load(plan.mixture, sample, used, stream, bucket, sums)
+            _load(plan.mixture, sample, used, stream, pixels, at, sums)
+            return sample, used
         except MediaError as error:
             failure = f"{sample['dataset']} {sample['key']}: {error}"
             row = plan.substitute(slot, attempt)
             other = plan.sample(row)
-            start = min(slot.start, other["length"] - bucket.frames)
+            start = min(slot.start, other["length"] - pixels.bucket.frames)
             used = replace(slot, sample=row, key=other["key"], start=start)
             sums.substituted.append(f"{failure}; {other['key']} instead")
             sample = other
@@ -131,23 +168,25 @@ def _load_slot(plan: BatchPlan, slot: Slot, stream: str, bucket: Bucket, sums: _
 
 
 def _load(
-    mixture: Mixture, sample: Mapping[str, Any], slot: Slot, stream: str, bucket: Bucket, sums: _Sums
-) -> tuple[np.ndarray, np.ndarray]:
-    """Source and target window of one sample, (T, H, W, 3) uint8 each."""
+    mixture: Mixture, sample: Mapping[str, Any], slot: Slot, stream: str, pixels: _Pixels, at: int, sums: _Sums
+) -> None:
+    """Put source and target window of one sample into place `at`."""
     began = time.perf_counter()
     media = fetch(sample)
     fetched = time.perf_counter()
-    clips = {side: _decode(sample, side, data, slot.start, bucket) for side, data in media.items()}
+    for side, data in media.items():
+        _decode(sample, side, data, slot.start, pixels.bucket, getattr(pixels, side)[at])
+        sums.frames += pixels.bucket.frames
     decoded = time.perf_counter()
-    if "source" not in clips:
+    if "source" not in media:
         settings = mixture.stream(stream)
         options = settings.pretext_options.get(slot.task, {}) if isinstance(settings, VideoStream) else {}
         rng = np.random.Generator(np.random.Philox(key=order.key_of(slot.seed, "perturb")))
-        clips["source"] = pretext.perturb(slot.task, clips["target"], rng, **options)
+        pixels.put_source(at, pretext.perturb(slot.task, pixels.target[at], rng, **options))
     parts = (fetched - began, decoded - fetched, time.perf_counter() - decoded)
     for name, seconds in zip(sums.seconds, parts, strict=True):
         sums.seconds[name] += seconds
-    return clips["source"], clips["target"]
+    sums.fetched_bytes += sum(len(data) for data in media.values())
 
 
 def fetch(sample: Mapping[str, Any]) -> dict[str, bytes]:
@@ -175,10 +214,10 @@ def _read(key: str, uri: str, offset: int, size: int) -> bytes:
     raise AssertionError
 
 
-def _decode(sample: Mapping[str, Any], side: str, data: bytes, start: int, bucket: Bucket) -> np.ndarray:
+def _decode(sample: Mapping[str, Any], side: str, data: bytes, start: int, bucket: Bucket, out: np.ndarray) -> None:
     indices = file_frames(sample, side, start, bucket.frames)
     try:
-        return video.decode(data, indices, (bucket.height, bucket.width))
+        video.decode(data, indices, (bucket.height, bucket.width), out)
     except MediaError:
         if hashlib.sha256(data).digest() != sample[f"{side}_sha256"]:
             raise StorageError(
@@ -189,21 +228,21 @@ def _decode(sample: Mapping[str, Any], side: str, data: bytes, start: int, bucke
 
 
 def _assemble(
-    mixture: Mixture, place: tuple[int, int, int], stream: str, bucket: Bucket, slots: list[Slot], numbers: list[int],
-    found: list[_Loaded], weights: np.ndarray, real: int, steps: int, sums: _Sums,
+    mixture: Mixture, place: tuple[int, int, int], stream: str, pixels: _Pixels, slots: list[Slot], numbers: list[int],
+    found: list[_Used], weights: np.ndarray, real: int, steps: int, sums: _Sums,
 ) -> MicroBatch:  # fmt: skip
-    used = [slot for _, slot, _, _ in found]
+    used = [slot for _, slot in found]
     return MicroBatch(
         *place,
         stream=stream,
-        bucket=bucket,
-        source=np.stack([source for _, _, source, _ in found]),
-        target=np.stack([target for _, _, _, target in found]),
-        prompts=[prompt_of(mixture, sample, slot) for sample, slot, _, _ in found],
+        bucket=pixels.bucket,
+        source=pixels.source,
+        target=pixels.target,
+        prompts=[prompt_of(mixture, sample, slot) for sample, slot in found],
         tasks=[s.task for s in slots],
         keys=[s.key for s in used],
         datasets=[s.dataset for s in slots],
-        categories=[sample["category"] or "other" for sample, _, _, _ in found],
+        categories=[sample["category"] or "other" for sample, _ in found],
         slots=np.asarray(numbers, np.int32),
         starts=np.asarray([s.start for s in used], np.int32),
         seeds=np.asarray([s.seed for s in slots], np.int64),
@@ -212,5 +251,8 @@ def _assemble(
         real_global_batch=real,
         micro_steps=steps,
         timings=sums.seconds,
+        fetched_bytes=sums.fetched_bytes,
+        frames=sums.frames,
         substituted=sums.substituted,
+        windows=[window_id(sample, slot.start, pixels.bucket) for sample, slot in found],
     )

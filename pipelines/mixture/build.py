@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -11,16 +14,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.mixture import eligible, shapes
 from pipelines.mixture.eligible import Eligible
 from pipelines.mixture.mixture import Mixture
 from pipelines.mixture.order import Interleave, integer_weights
+from pipelines.mixture.store import FILES, RECORD, Rows, Writer
 from sama.errors import InputError
 from sama.video import Bucket
 
-VERSION = 1  # of the arithmetic: part of every plan's digest
+BLOCK = 1 << 20  # rows hashed at once
+VERSION = 2  # of the arithmetic: part of every plan's digest
+LAYOUT = 2  # of the files beside plan.json; a plan of an older one is compiled again
 
 
 @dataclass(frozen=True)
@@ -38,82 +43,96 @@ class Group:
 
 @dataclass
 class Compiled:
-    """What `BatchPlan` serves from: facts, rows to draw from and held-out rows (both with their text apart)."""
+    """What `BatchPlan` serves from: facts (plan.json), and the folder with the rows."""
 
     facts: dict[str, Any]
-    rows: pa.Table
-    text: pa.Table
-    heldout: pa.Table
+    folder: str
+    rows: Rows
+    scratch: tempfile.TemporaryDirectory | None = None  # removed with the last reference to it
 
 
 def compile_plan(root: str, mixture: Mixture) -> Compiled:
     """Everything a plan needs from a data root. The same input gives the same digest on any machine.
 
-    InputError for whatever makes the mixture impossible.
+    Rows go into a scratch folder (TMPDIR) as the index is read: some 350 bytes each. InputError for whatever makes
+    the mixture impossible.
     """
-    inputs = eligible.gather(root, mixture)
-    tables, groups, heldout = [], [], []
+    scratch = tempfile.TemporaryDirectory(prefix="sama-plan-")
+    try:
+        facts = _compile(root, mixture, scratch.name)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise InputError(f"no space left in {scratch.name} for the plan: set TMPDIR to a larger disk") from None
+    return Compiled(facts, scratch.name, Rows(scratch.name), scratch)
+
+
+def _compile(root: str, mixture: Mixture, folder: str) -> dict[str, Any]:
+    allowed = {s: shapes.choices(mixture.buckets, s) for s in mixture.active()}
+    if not all(allowed.values()):
+        raise InputError(f"buckets: no shape of {mixture.buckets.area} pixels has sides in {mixture.buckets.multiple}s")
+    writer = Writer(folder)
+    inputs = eligible.gather(root, mixture, allowed, writer)
+    writer.flush()
+    groups: list[Group] = []
+    orders: list[np.ndarray] = []
+    heldout, counts = [], []
+    state = hashlib.sha256()
     summary: dict[str, Any] = {"left_out": inputs.left_out, "sources": []}
-    first = 0
     for stream in mixture.active():
         found = [e for e in inputs.sources if e.stream == stream]
-        allowed = shapes.choices(mixture.buckets, stream)
-        if not allowed:
-            raise InputError(
-                f"buckets: no shape of {mixture.buckets.area} pixels has sides in {mixture.buckets.multiple}s"
-            )
-        placed = [shapes.assign(e.train, allowed) for e in found]
-        counts: Counter[int] = Counter()
-        for numbers in placed:
-            counts.update(dict(zip(*(a.tolist() for a in np.unique(numbers, return_counts=True)), strict=True)))
-        settings = mixture.stream(stream)
-        goes = shapes.merge_rare(counts, allowed, mixture.buckets.min_rows or settings.global_batch)
-        summary[f"moved_{stream}"] = sum(n for b, n in counts.items() if goes[b] != b)
+        rows_at: Counter[int] = Counter()
+        for one in found:
+            for (shape, *_), n in one.facts.items():
+                rows_at[shape] += n
+        goes = shapes.merge_rare(
+            rows_at, allowed[stream], mixture.buckets.min_rows or mixture.stream(stream).global_batch
+        )
+        summary[f"moved_{stream}"] = sum(n for b, n in rows_at.items() if goes[b] != b)
         shares = source_shares(found, mixture, stream)
-        parts = []  # (bucket, source, rows)
-        for one, numbers in zip(found, placed, strict=True):
-            final = np.asarray([goes[b] for b in numbers.tolist()], np.int64)
-            table, final = _in_order(one.train, final)
+        parts = []  # (bucket, source, numbers of its rows)
+        for one in found:
+            final = np.asarray([goes.get(b, b) for b in range(len(allowed[stream]))], np.int16)[one.shapes]
             for bucket in np.unique(final).tolist():
-                parts.append((allowed[bucket], one, table.filter(pa.array(final == bucket))))
-        parts.sort(key=lambda p: (p[0], p[1].number))
-        weights = integer_weights([shares[p[1].number] * Fraction(p[2].num_rows, p[1].train.num_rows) for p in parts])
-        for (bucket, one, table), weight in zip(parts, weights, strict=True):
-            groups.append(Group(stream, one.number, one.source.dataset, bucket, first, table.num_rows, weight))
-            tables.append(table)
-            first += table.num_rows
-        active = sorted({p[0] for p in parts})
-        heldout += [_heldout(e, active) for e in found if e.heldout.num_rows]
+                parts.append((bucket, one, np.flatnonzero(final == bucket).astype(np.int32)))
+        parts.sort(key=lambda p: (allowed[stream][p[0]], p[1].number))
+        weights = integer_weights([shares[one.number] * Fraction(len(rows), one.size) for _, one, rows in parts])
+        for (bucket, one, numbers), weight in zip(parts, weights, strict=True):
+            shape, first = allowed[stream][bucket], sum(len(o) for o in orders)
+            groups.append(Group(stream, one.number, one.source.dataset, shape, first, len(numbers), weight))
+            numbers = _in_order(one, numbers, folder)
+            for block in np.array_split(numbers, len(numbers) // BLOCK + 1):
+                state.update(one.digests[block].tobytes())
+            orders.append(one.first + numbers.astype(np.int64 if writer.count >= 2**31 else np.int32))
+            counts.append(_facts_at(one, {b for b in goes if goes[b] == bucket}))
+        for one in found:
+            heldout += _heldout(one, sorted({allowed[stream][p[0]] for p in parts}), writer)
         summary["sources"] += [
             {
-                "stream": stream, "number": e.number, "dataset": e.source.dataset, "counts": e.counts,
-                "share": float(shares[e.number]), "heldout": e.heldout.num_rows,
-                "licenses": _counts(e.train["license"]), "categories": _counts(e.train["category"]),
+                "stream": stream, "number": e.number, "dataset": e.source.dataset, "selection": e.source.selection,
+                "counts": e.counts, "share": float(shares[e.number]), "heldout": e.counts["held out"],
+                "licenses": e.counted(3), "categories": e.counted(1),
             }
             for e in found
         ]  # fmt: skip
-    rows = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    writer.close(orders, heldout)
     facts = {
-        "schema": "sama.plan/1", "version": VERSION, "mixture": mixture.tree(), "mixture_digest": mixture.digest,
-        "selections": inputs.selections, "blocklist": inputs.blocklist,
-        "places": _places(rows),
-        "rows": hashlib.sha256(eligible.content(rows["sample_digest"])).hexdigest(),
+        "schema": "sama.plan/1", "version": VERSION, "layout": LAYOUT, "mixture": mixture.tree(),
+        "mixture_digest": mixture.digest, "selections": inputs.selections, "blocklist": inputs.blocklist,
+        "places": hashlib.sha256("\n".join(sorted(writer.words("uri"))).encode()).hexdigest(),
+        "rows": state.hexdigest(), "captions": inputs.captions,
         "groups": [{**asdict(g), "bucket": [g.bucket.frames, g.bucket.height, g.bucket.width]} for g in groups],
+        "group_counts": counts,
         "summary": summary,
     }  # fmt: skip
     facts["digest"] = digest(facts)
-    held = pa.concat_tables(heldout).unify_dictionaries() if heldout else None
-    return Compiled(
-        facts,
-        rows.drop_columns(eligible.TEXT_COLUMNS),
-        _wide(rows.select(eligible.TEXT_COLUMNS)),
-        held.combine_chunks() if held is not None else rows.slice(0, 0),
-    )
+    return facts
 
 
 def digest(facts: dict[str, Any]) -> str:
     """sha256 (hex) of all that decides what a step holds; where the files lie is not part of it."""
-    names = ("version", "mixture_digest", "selections", "blocklist", "rows", "groups")
+    names = ["version", "mixture_digest", "selections", "blocklist", "rows", "groups"]
+    names += ["captions"] if facts.get("captions") else []  # plans made before there were any keep their digest
     return hashlib.sha256(json.dumps([facts[n] for n in names], sort_keys=True).encode()).hexdigest()
 
 
@@ -124,7 +143,7 @@ def source_shares(found: list[Eligible], mixture: Mixture, stream: str) -> dict[
     """
     weights = {e.number: _weight(e) for e in found}
     limits = {e.number: e.source.max_epochs for e in found}
-    sizes = {e.number: e.train.num_rows for e in found}
+    sizes = {e.number: e.size for e in found}
     active = mixture.active()
     turns = Interleave([getattr(mixture.schedule, s) for s in active])
     slots = turns.count(active.index(stream), mixture.steps) * mixture.stream(stream).global_batch
@@ -151,44 +170,48 @@ def source_shares(found: list[Eligible], mixture: Mixture, stream: str) -> dict[
 
 
 def _weight(one: Eligible) -> Fraction:
-    return Fraction(one.train.num_rows) if one.source.weight == "size" else Fraction(str(one.source.weight))
+    return Fraction(one.size) if one.source.weight == "size" else Fraction(str(one.source.weight))
 
 
-def _in_order(table: pa.Table, numbers: np.ndarray) -> tuple[pa.Table, np.ndarray]:
-    """Rows by digest, then key: an order that no file layout and no machine can change."""
-    order = pc.sort_indices(table, [("sample_digest", "ascending"), ("key", "ascending")])
-    return table.take(order), numbers[order.to_numpy()]
+def _in_order(one: Eligible, numbers: np.ndarray, folder: str) -> np.ndarray:
+    """Rows of a source by digest, then key: an order that no file layout and no machine can change."""
+    first_word = np.ascontiguousarray(one.digests[numbers, :8]).view(">u8")[:, 0].astype(np.uint64)
+    order = np.argsort(first_word, kind="stable")
+    numbers, first_word = numbers[order], first_word[order]
+    same = np.flatnonzero(first_word[1:] == first_word[:-1])
+    if not len(same):
+        return numbers
+    records = np.memmap(os.path.join(folder, FILES[0]), RECORD, mode="r")
+    text = np.memmap(os.path.join(folder, FILES[1]), np.uint8, mode="r")
+    for run in np.split(same, np.flatnonzero(np.diff(same) > 1) + 1):
+        at = slice(int(run[0]), int(run[-1]) + 2)
+        tied = [(one.digests[n].tobytes(), _key(records[one.first + n], text), n) for n in numbers[at].tolist()]
+        numbers[at] = [n for _, _, n in sorted(tied)]
+    return numbers
 
 
-def _heldout(one: Eligible, active: list[Bucket]) -> pa.Table:
+def _key(record: np.void, text: np.ndarray) -> bytes:
+    return text[int(record["text"]) : int(record["text"]) + int(record["key_bytes"])].tobytes()
+
+
+def _facts_at(one: Eligible, from_shapes: set[int]) -> dict[str, dict[str, int]]:
+    """Rows of a group by category, kind and license."""
+    found: dict[str, Counter[str]] = {"category": Counter(), "kind": Counter(), "license": Counter()}
+    for (shape, *words), n in sorted(one.facts.items()):
+        if shape in from_shapes:
+            for counter, word in zip(found.values(), words, strict=True):
+                counter[word] += n
+    return {name: dict(counter) for name, counter in found.items()}
+
+
+def _heldout(one: Eligible, active: list[Bucket], writer: Writer) -> list[dict[str, Any]]:
     """Held-out rows of a source with the shape of the nearest trained bucket; those shorter than all are left out."""
-    table, numbers = _in_order(one.heldout, shapes.assign(one.heldout, active))
-    fits = numbers >= 0
-    table, numbers = table.filter(pa.array(fits)), numbers[fits]
-    table = table.append_column("stream", pa.array([one.stream] * len(numbers), pa.string()))
-    table = table.append_column("source_number", pa.array([one.number] * len(numbers), pa.int32()))
-    sizes = np.asarray([(active[n].frames, active[n].height, active[n].width) for n in numbers], np.int32).reshape(
-        -1, 3
-    )
-    for i, name in enumerate(("bucket_frames", "bucket_height", "bucket_width")):
-        table = table.append_column(name, pa.array(sizes[:, i]))
-    return _wide(table)
-
-
-def _places(rows: pa.Table) -> str:
-    """Digest of the URIs of all shards: not part of a plan's identity, but a moved data root needs a new file."""
-    names = {
-        u for side in ("source", "target") for u in pc.unique(rows[f"{side}_uri"].cast(pa.string())).to_pylist() if u
-    }
-    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
-
-
-def _wide(table: pa.Table) -> pa.Table:
-    """Text columns with 64-bit offsets: ten million instructions are more than 2 GiB."""
-    fields = [f.with_type(pa.large_string()) if f.name in eligible.TEXT_COLUMNS else f for f in table.schema]
-    return table.cast(pa.schema(fields))
-
-
-def _counts(column: pa.ChunkedArray) -> dict[str, int]:
-    counted = pc.value_counts(pc.fill_null(column.cast(pa.string()), "unknown")).to_pylist()
-    return {c["values"]: c["counts"] for c in sorted(counted, key=lambda c: (-c["counts"], c["values"]))}
+    if not one.heldout.num_rows:
+        return []
+    numbers = shapes.assign(one.heldout, active)
+    table = one.heldout.filter(pa.array(numbers >= 0))
+    first = writer.append(table)
+    return [
+        {"place": first + i, "stream": one.stream, "source": one.number, "bucket": list(asdict(active[n]).values())}
+        for i, n in enumerate(numbers[numbers >= 0].tolist())
+    ]

@@ -1,9 +1,14 @@
-"""Index joined with selections: the rows that a mixture may use, and what was left out by what."""
+"""Index joined with selections: the rows that a mixture may use, and what was left out by what.
+
+The index passes by in batches; a row that may be used goes straight into the plan's store, and only its digest and
+its shape stay in memory.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,36 +17,55 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.mixture import licences, windows
+from pipelines.mixture import chosen, licences, shapes, store, windows
 from pipelines.mixture.mixture import ImageStream, Mixture, Source, VideoStream
-from pipelines.samples import storage, tables
-from pipelines.samples.index import open_root, read_index
+from pipelines.progress import track
+from pipelines.samples import captions, storage, tables
+from pipelines.samples.index import count_rows, open_root, scan_index
 from sama.errors import InputError
+from sama.video import Bucket
 
-# What a plan keeps of an index row: `rows` to draw and to read samples, `text` looked up for the drawn ones.
+# What a plan keeps of an index row.
 ROW_COLUMNS = [
     "key", "sample_digest", "dataset", "kind", "category", "license", "source_group", "skip_head", "skip_tail",
     *(f"{s}_{c}" for s in ("source", "target") for c in ("uri", "offset", "size", "sha256", "frames")),
+    "instruction", "caption", "source_url", "upstream_id",
 ]  # fmt: skip
-TEXT_COLUMNS = ["instruction", "caption", "source_url", "upstream_id"]
 _FACTS = [
     "split",
     "pairing",
     "policy_fps",
     *(f"{s}_{c}" for s in ("source", "target") for c in ("width", "height", "fps")),
 ]
+BATCH = 1 << 17  # rows
+WATCHED = 1 << 20  # rows from which on reading is worth a progress line
+HELDOUT = 1000  # held-out samples that a plan keeps of each source: those of the smallest digests
 
 
 @dataclass
 class Eligible:
-    """One source of one stream: its rows, split, and the count of every filter in order."""
+    """One source of one stream: where its rows lie in the store, and the count of every filter in order."""
 
     stream: str
     number: int  # of the source within the stream
     source: Source
-    train: pa.Table  # ROW_COLUMNS, TEXT_COLUMNS and length, source_stride, target_stride, width, height
-    heldout: pa.Table
+    first: int  # place of its first row in the store
+    digests: np.ndarray  # (N, 32) uint8, sample_digest of every row
+    shapes: np.ndarray  # (N,) int16, number of the shape nearest to each row
+    facts: Counter[tuple[int, str, str, str]]  # rows by shape, category, kind and license
+    heldout: pa.Table  # store.COLUMNS, at most HELDOUT rows
     counts: dict[str, int]
+
+    @property
+    def size(self) -> int:
+        return len(self.shapes)
+
+    def counted(self, fact: int) -> dict[str, int]:
+        """Rows by one of `facts`, the most frequent first."""
+        total: Counter[str] = Counter()
+        for known, n in self.facts.items():
+            total[str(known[fact])] += n
+        return dict(sorted(total.items(), key=lambda c: (-c[1], c[0])))
 
 
 @dataclass
@@ -52,72 +76,140 @@ class Inputs:
     selections: dict[str, str]  # name -> digest
     blocklist: str  # digest, empty without one
     left_out: list[str] = field(default_factory=list)  # optional sources without a row
+    captions: str = ""  # digest of the captions that clips without one were given, empty where none was
 
 
-def gather(root: str, mixture: Mixture) -> Inputs:
-    """Read index, selections and blocklist of a data root and apply every filter of the mixture.
+def gather(root: str, mixture: Mixture, allowed: dict[str, list[Bucket]], writer: store.Writer) -> Inputs:
+    """Read index, selections and blocklist of a data root, apply every filter, and write what is left.
 
-    InputError for a missing dataset or selection, a source that ends up empty, or a forbidden licence.
+    allowed: the shapes of each stream. InputError for a missing dataset or selection, a source that ends up empty,
+    or a forbidden licence.
     """
     open_root(root)
     blocklist, blocklist_digest = _read_blocklist(root)
-    selections: dict[str, pa.Table] = {}
-    digests: dict[str, str] = {}
+    selections: dict[str, chosen.Chosen] = {}
+    written, given = captions.read_captions(root), 0
     found, left_out, licence_counts = [], [], Counter[tuple[str, str]]()
     for stream in mixture.active():
         for number, source in enumerate(mixture.stream(stream).sources):
             if source.selection not in selections:
-                selections[source.selection] = _read_selection(root, source.selection)
-                digests[source.selection] = _selection_digest(selections[source.selection])
-            one = _one_source(root, mixture, stream, number, source, selections[source.selection], blocklist)
-            if one.train.num_rows == 0:
+                selections[source.selection] = chosen.read(root, source.selection)
+            scan = _Scan(mixture, stream, source, selections[source.selection], blocklist, allowed[stream], written)
+            one = scan.run(root, number, writer)
+            given = (given + scan.given) % 2**256
+            if not one.size:
                 if not source.optional:
                     raise InputError(_empty(one))
                 left_out.append(f"{stream}: {source.dataset}")
                 continue
-            for license_id, count in _value_counts(one.train["license"]).items():
+            for license_id, count in one.counted(3).items():
                 licence_counts[source.dataset, license_id] += count
             found.append(one)
     licences.check(licence_counts, mixture.license_policy)
     for stream in mixture.active():
         if not any(e.stream == stream for e in found):
             raise InputError(f"the {stream} stream has no sample left: all its optional sources are empty")
-    return Inputs(found, digests, blocklist_digest, left_out)
-
-
-def _one_source(
-    root: str, mixture: Mixture, stream: str, number: int, source: Source, selection: pa.Table, blocklist: pa.Table
-) -> Eligible:
-    settings = mixture.stream(stream)
-    where = [c for c in source.where if c not in ROW_COLUMNS + TEXT_COLUMNS + _FACTS]
-    table = read_index(root, [source.dataset], [*ROW_COLUMNS, *TEXT_COLUMNS, *_FACTS, *where])
-    counts = {"in the index": table.num_rows}
-
-    def keep(reason: str, mask: Any) -> None:
-        nonlocal table
-        before = table.num_rows
-        table = table.filter(pc.fill_null(mask, False))
-        counts[reason] = before - table.num_rows
-
-    kept = selection.filter(pc.equal(selection["decision"].cast(pa.string()), "kept"))
-    both = pc.and_(
-        pc.is_in(table["key"], kept["key"].combine_chunks()),
-        pc.is_in(table["sample_digest"], kept["sample_digest"].combine_chunks()),
+    return Inputs(
+        found,
+        {n: c.digest for n, c in selections.items()},
+        blocklist_digest,
+        left_out,
+        f"{given:064x}" if given else "",
     )
-    keep(f"not kept by selection {source.selection}", both)
-    kinds = _kinds(settings)
-    keep(f"of a kind that the {stream} stream does not train on ({', '.join(kinds)})", _is_in(table["kind"], kinds))
-    for column, values in source.where.items():
-        keep(f"not where {column} is {' or '.join(str(v) for v in values)}", _is_in(table[column], values))
-    keep("blocklisted", pc.invert(_blocked(table, blocklist)))
-    table = _with_windows(table, settings)
-    shortest = 1 if stream == "image" else min(mixture.buckets.frames)
-    keep(f"shorter than {shortest} frames", pc.greater_equal(table["length"], shortest))
-    is_heldout = pc.fill_null(pc.equal(table["split"].cast(pa.string()), "heldout"), True)  # unknown: not trained on
-    heldout = table.filter(is_heldout)
-    keep("held out", pc.invert(is_heldout))
-    counts["eligible"] = table.num_rows
-    return Eligible(stream, number, source, _finished(table), _finished(heldout), counts)
+
+
+class _Scan:
+    """The filters of one source, batch by batch."""
+
+    def __init__(
+        self, mixture: Mixture, stream: str, source: Source, selection: chosen.Chosen, blocklist: pa.Table,
+        allowed: list[Bucket], written: pa.Table,
+    ) -> None:  # fmt: skip
+        self.stream, self.source, self.selection, self.blocklist = stream, source, selection, blocklist
+        self.settings, self.allowed = mixture.stream(stream), allowed
+        self.shortest = 1 if stream == "image" else min(mixture.buckets.frames)
+        self.written = written
+        self.given = 0  # see captions.digest
+        self.counts: Counter[str] = Counter()
+        self.heldout = pa.table({n: pa.nulls(0) for n in store.COLUMNS})
+
+    def run(self, root: str, number: int, writer: store.Writer) -> Eligible:
+        first, facts = writer.count, Counter[tuple[int, str, str, str]]()
+        digests, numbers = [np.zeros((0, 32), np.uint8)], [np.zeros(0, np.int16)]
+        self.counts["in the index"] = 0
+        for batch in self._batches(root):
+            kept = self._filtered(batch)
+            shape = shapes.assign(kept, self.allowed)
+            facts.update(_tally(kept, shape))
+            digests.append(store.digests(kept["sample_digest"]).copy())
+            numbers.append(shape.astype(np.int16))
+            writer.append(kept)
+        self.counts["eligible"] = sum(len(n) for n in numbers)
+        whole = np.concatenate(digests)
+        return Eligible(
+            self.stream, number, self.source, first, whole, np.concatenate(numbers), facts, self.heldout,
+            dict(self.counts),
+        )  # fmt: skip
+
+    def _batches(self, root: str) -> Iterator[pa.Table]:
+        where = [c for c in self.source.where if c not in ROW_COLUMNS + _FACTS]
+        batches = scan_index(root, self.source.dataset, [*ROW_COLUMNS, *_FACTS, *where], BATCH)
+        rows = count_rows(root, self.source.dataset)
+        return track(batches, -(-rows // BATCH), f"plan: {self.source.dataset}") if rows >= WATCHED else batches
+
+    def _filtered(self, table: pa.Table) -> pa.Table:
+        self.counts["in the index"] += table.num_rows
+        table, filled = captions.fill(table, self.written)
+        table = table.append_column("captioned", pa.array(filled))
+
+        def keep(reason: str, mask: Any) -> None:
+            nonlocal table
+            before = table.num_rows
+            table = table.filter(pc.fill_null(mask, False))
+            self.counts[reason] += before - table.num_rows
+
+        keep(f"not kept by selection {self.source.selection}", pa.array(self.selection.keeps(table)))
+        kinds = _kinds(self.settings)
+        keep(
+            f"of a kind that the {self.stream} stream does not train on ({', '.join(kinds)})",
+            _is_in(table["kind"], kinds),
+        )
+        for column, values in self.source.where.items():
+            keep(f"not where {column} is {' or '.join(str(v) for v in values)}", _is_in(table[column], values))
+        keep("blocklisted", pc.invert(_blocked(table, self.blocklist)))
+        table = _with_windows(table, self.settings)
+        keep(f"shorter than {self.shortest} frames", pc.greater_equal(table["length"], self.shortest))
+        sized = pc.and_(pc.greater(table["width"], 0), pc.greater(table["height"], 0))
+        keep("of unknown size", sized)
+        trained = _is_in(table["split"], ["train"])  # of unknown split: not trained on
+        self._hold_out(table.filter(pc.invert(trained)))
+        keep("held out", trained)
+        if self.written.num_rows:
+            self.given += captions.digest(table.filter(table["captioned"]))
+        return table.select(store.COLUMNS)
+
+    def _hold_out(self, table: pa.Table) -> None:
+        if not table.num_rows:
+            return
+        table = table.select(store.COLUMNS)
+        if self.heldout.num_rows:
+            table = pa.concat_tables([self.heldout, table]).unify_dictionaries()
+        by_digest = pc.sort_indices(table, [("sample_digest", "ascending"), ("key", "ascending")])
+        self.heldout = table.take(by_digest[:HELDOUT]).combine_chunks()
+
+
+def _tally(table: pa.Table, shape: np.ndarray) -> Counter[tuple[int, str, str, str]]:
+    """Rows by shape, category, kind and license."""
+    code, words = shape.astype(np.int64), []
+    for name in ("category", "kind", "license"):
+        column = table[name].combine_chunks()
+        words.append([*column.dictionary.to_pylist(), "unknown"])
+        code = (code << 16) | pc.fill_null(column.indices, len(column.dictionary)).to_numpy()
+    found: Counter[tuple[int, str, str, str]] = Counter()
+    for packed, n in zip(*(a.tolist() for a in np.unique(code, return_counts=True)), strict=True):
+        category, kind, license_id = (w[(packed >> at) & 0xFFFF] for w, at in zip(words, (32, 16, 0), strict=True))
+        found[packed >> 48, category, kind, license_id] += n
+    return found
 
 
 def _kinds(settings: ImageStream | VideoStream) -> list[str]:
@@ -130,7 +222,7 @@ def _kinds(settings: ImageStream | VideoStream) -> list[str]:
 def _with_windows(table: pa.Table, settings: ImageStream | VideoStream) -> pa.Table:
     """Add length (training frames available), strides, and the size that decides the aspect ratio."""
     numbers = {n: _numpy(table[n]) for n in ("source_fps", "target_fps", "policy_fps")}
-    numbers["by_time"] = pc.fill_null(pc.equal(table["pairing"].cast(pa.string()), "time"), False).to_numpy()
+    numbers["by_time"] = _is_in(table["pairing"], ["time"]).to_numpy(zero_copy_only=False)
     fps = settings.fps if isinstance(settings, VideoStream) else "native"
     on_source, on_target = windows.strides(numbers, fps)
     skipped = np.nan_to_num(_numpy(table["skip_head"])) + np.nan_to_num(_numpy(table["skip_tail"]))
@@ -140,49 +232,12 @@ def _with_windows(table: pa.Table, settings: ImageStream | VideoStream) -> pa.Ta
     length = np.where(has_source, np.minimum(length, of_source), length)
     for name, values in (("length", length), ("source_stride", on_source), ("target_stride", on_target)):
         table = table.append_column(name, pa.array(values))
+    for name in ("skip_head", "skip_tail"):
+        table = table.set_column(table.schema.get_field_index(name), name, pc.fill_null(table[name], 0))
     for name in ("width", "height"):
         side = pc.if_else(table["source_uri"].is_valid(), table[f"source_{name}"], table[f"target_{name}"])
         table = table.append_column(name, side.cast(pa.int32()))
     return table
-
-
-def _finished(table: pa.Table) -> pa.Table:
-    extra = ["length", "source_stride", "target_stride", "width", "height"]
-    table = table.select([*ROW_COLUMNS, *TEXT_COLUMNS, *extra])
-    for name in ("skip_head", "skip_tail"):
-        table = table.set_column(table.schema.get_field_index(name), name, pc.fill_null(table[name], 0))
-    return table
-
-
-def _read_selection(root: str, name: str) -> pa.Table:
-    uri = storage.join(root, "selections", name, "selection.parquet")
-    if not storage.exists(uri):
-        known = storage.list_folders(storage.join(root, "selections"))
-        raise InputError(f"there is no selection {name} in {root}; there are: {', '.join(known) or 'none, select one'}")
-    fs, path = storage.locate(uri)
-    return pq.read_table(path, filesystem=fs, columns=["key", "sample_digest", "decision"])
-
-
-def _selection_digest(selection: pa.Table) -> str:
-    """sha256 over what was decided of whom, whatever the order and the file."""
-    ordered = selection.take(
-        pc.sort_indices(selection, [("sample_digest", "ascending"), ("key", "ascending")])
-    ).combine_chunks()
-    decided = pc.index_in(ordered["decision"].cast(pa.string()), pa.array(tables.DECISIONS))
-    state = hashlib.sha256(pc.fill_null(decided, -1).to_numpy().astype("<i4").tobytes())
-    for name in ("sample_digest", "key"):
-        state.update(content(ordered[name]))
-    return state.hexdigest()
-
-
-def content(column: pa.ChunkedArray) -> bytes:
-    """The values of a column of digests or of short strings, as bytes that two equal columns share."""
-    values = pc.fill_null(column.cast(pa.large_binary()), b"").combine_chunks()
-    offsets = np.frombuffer(values.buffers()[1], np.int64)[values.offset : values.offset + len(values) + 1]
-    if not len(values):
-        return b""
-    data = memoryview(values.buffers()[2] or b"")[int(offsets[0]) : int(offsets[-1])]
-    return np.diff(offsets).astype("<i4").tobytes() + bytes(data)
 
 
 def _read_blocklist(root: str) -> tuple[pa.Table, str]:
@@ -210,20 +265,18 @@ def _blocked(table: pa.Table, blocklist: pa.Table) -> Any:
 
 
 def _is_in(column: pa.ChunkedArray, values: list[Any]) -> Any:
-    plain = column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+    """Which rows hold one of the values; null holds none. Words are compared once each, not once a row."""
+    whole = column.combine_chunks()
+    plain = whole.dictionary if pa.types.is_dictionary(whole.type) else whole
     try:
-        return pc.is_in(plain, pa.array(values).cast(plain.type))
+        inside = pc.is_in(plain, pa.array(values).cast(plain.type))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError):
         raise InputError(f"where: {values} cannot be compared with a column of {plain.type}") from None
+    return inside if plain is whole else pc.fill_null(inside.take(whole.indices), False)
 
 
 def _numpy(column: pa.ChunkedArray) -> np.ndarray:
     return column.cast(pa.float64()).to_numpy()
-
-
-def _value_counts(column: pa.ChunkedArray) -> dict[str, int]:
-    counted = pc.value_counts(pc.fill_null(column.cast(pa.string()), "unknown"))
-    return {c["values"]: c["counts"] for c in counted.to_pylist()}
 
 
 def _empty(one: Eligible) -> str:

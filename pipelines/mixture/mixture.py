@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -18,6 +20,12 @@ EDIT = "edit"  # the task of every edit sample; text_to_video samples have a pre
 WHERE_COLUMNS = tuple(
     f.name for f in tables.INDEX if f.name not in ("key", "sample_digest", "split") and "sha256" not in f.name
 )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
 
 
 class Schedule(Strict):
@@ -83,7 +91,7 @@ class Source(Strict):
     def _index_columns(cls, value: dict[str, list[Any]]) -> dict[str, list[Any]]:
         for name in value:
             if name not in WHERE_COLUMNS:
-                raise ValueError(f"{name} is not a column of the index that where can filter on")
+                raise ValueError(f"{name} is not a column that where can filter on; {_nearest(name, WHERE_COLUMNS)}")
         return value
 
     @field_validator("weight")
@@ -118,7 +126,7 @@ class VideoStream(ImageStream):
     def _known_tasks(cls, value: dict[str, float]) -> dict[str, float]:
         for name, ratio in value.items():
             if name not in PERTURBATIONS:
-                raise ValueError(f"{name} is not a pretext task; there are {', '.join(PERTURBATIONS)}")
+                raise ValueError(f"{name} is not a pretext task; {_nearest(name, PERTURBATIONS)}")
             if ratio < 0:
                 raise ValueError(f"the ratio of {name} must not be negative")
         return {n: r for n, r in value.items() if r > 0}
@@ -127,9 +135,13 @@ class VideoStream(ImageStream):
     @classmethod
     def _known_options(cls, value: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name, options in value.items():
-            known = PERTURBATIONS[name].options if name in PERTURBATIONS else None
-            if known is None or set(options) - set(known):
-                raise ValueError(f"{name} with {', '.join(options)} is not a pretext task and its options")
+            if name not in PERTURBATIONS:
+                raise ValueError(f"{name} is not a pretext task; {_nearest(name, PERTURBATIONS)}")
+            known = PERTURBATIONS[name].options
+            for option in options:
+                if option not in known:
+                    hint = _nearest(option, known) if known else "it has none"
+                    raise ValueError(f"{option} is not an option of {name}; {hint}")
             if options.get("variant") == "shorter":
                 raise ValueError("the shorter variant of speed changes the length, and a batch has one shape: use hold")
         return value

@@ -21,6 +21,17 @@ def key_of(*parts: object) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def keys_of(parts: tuple[object, ...], count: int) -> list[int]:
+    """`key_of(*parts, i)` for i in 0..count-1."""
+    start = hashlib.sha256(("\x1f".join(str(p) for p in parts) + "\x1f").encode())
+    found = []
+    for i in range(count):
+        state = start.copy()
+        state.update(b"%d" % i)
+        found.append(int.from_bytes(state.digest()[:8], "big") >> 1)
+    return found
+
+
 def integer_weights(weights: Sequence[float | Fraction]) -> list[int]:
     """Positive weights as integers, exact where their common denominator is small, else to 1 part in 2**28."""
     exact = [Fraction(w).limit_denominator(1 << 40) if isinstance(w, Fraction) else Fraction(str(w)) for w in weights]
@@ -120,35 +131,43 @@ def uniform(seeds: np.ndarray, purpose: str) -> np.ndarray:
     return (words >> np.uint64(11)).astype(np.float64) / float(1 << 53)
 
 
-def permute(positions: np.ndarray, size: int, keys: np.ndarray, inverse: bool = False) -> np.ndarray:
+def permute(positions: np.ndarray, size: int | np.ndarray, keys: np.ndarray, inverse: bool = False) -> np.ndarray:
     """Where each position of 0..size-1 goes in the permutation that its key names (int64).
 
-    A four-round Feistel network on the smallest even number of bits that holds `size`, walked until it
-    falls inside (about twice on average, at most four times as large a domain).
+    size: one for all, or one for each position. A four-round Feistel network on the smallest number of bits that
+    holds `size`, walked until it falls inside: less than twice on average.
     """
-    half = max(1, (max(1, size - 1).bit_length() + 1) // 2)
     value = np.array(positions, np.uint64, copy=True, ndmin=1)
-    keys = np.broadcast_to(np.asarray(keys, np.uint64), value.shape)
-    pending = np.arange(value.size)
+    keys, sizes = (np.broadcast_to(np.asarray(a, np.uint64), value.shape) for a in (keys, size))
+    bits = np.broadcast_to(_bits(np.asarray(size, np.int64)), value.shape)
+    pending = np.flatnonzero(sizes > 1)
     while pending.size:
-        value[pending] = _feistel(value[pending], keys[pending], half, inverse)
-        pending = pending[value[pending] >= np.uint64(size)]
+        value[pending] = _feistel(value[pending], keys[pending], bits[pending], inverse)
+        pending = pending[value[pending] >= sizes[pending]]
     return value.astype(np.int64)
 
 
-def _feistel(value: np.ndarray, keys: np.ndarray, half: int, inverse: bool) -> np.ndarray:
-    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
-    left, right = value >> bits, value & mask
+def _bits(size: np.ndarray) -> np.ndarray:
+    """The smallest number of bits, at least one, that holds 0..size-1 (uint64)."""
+    return np.frexp(np.maximum(size - 1, 1).astype(np.float64))[1].astype(np.uint64)  # exact below 2**53
+
+
+def _feistel(value: np.ndarray, keys: np.ndarray, bits: np.ndarray, inverse: bool) -> np.ndarray:
+    """Left and right halves differ by a bit in length where `bits` is odd, and change places in every round."""
+    one = np.uint64(1)
+    short = bits >> one
+    masks = (one << (bits - short)) - one, (one << short) - one
+    left, right = value >> short, value & masks[1]
     for turn in range(4):
         number = 3 - turn if inverse else turn
-        scramble = keys ^ np.uint64(number << 60)
+        scramble, mask = keys ^ np.uint64(number << 60), masks[number & 1]
         if inverse:
             left, right = right ^ (mix(scramble ^ left) & mask), left
         else:
             left, right = right, left ^ (mix(scramble ^ right) & mask)
-    return (left << bits) | right
+    return (left << short) | right
 
 
-def epoch_keys(base: int, epochs: np.ndarray) -> np.ndarray:
-    """One permutation key per epoch of a group (uint64)."""
-    return mix(np.uint64(base) ^ mix(np.atleast_1d(np.asarray(epochs, np.uint64))))
+def epoch_keys(base: int | np.ndarray, epochs: np.ndarray) -> np.ndarray:
+    """One permutation key per epoch of a group (uint64). base: of the group, or one for each epoch."""
+    return mix(np.asarray(base, np.uint64) ^ mix(np.atleast_1d(np.asarray(epochs, np.uint64))))

@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.mixture.mixture import BucketRules
 from sama.video import Bucket, buckets, nearest_bucket
@@ -21,14 +22,15 @@ def choices(rules: BucketRules, stream: str) -> list[Bucket]:
 
 def assign(table: pa.Table, allowed: list[Bucket]) -> np.ndarray:
     """Index into `allowed` for every row by width, height and length; -1 where the clip is too short."""
-    lengths = np.asarray(sorted({b.frames for b in allowed}))
-    fits = np.searchsorted(lengths, table["length"].to_numpy(), side="right") - 1
-    facts = np.stack([table["width"].to_numpy(), table["height"].to_numpy(), fits], axis=1)
-    unique, which = np.unique(facts, axis=0, return_inverse=True)
+    lengths = sorted({b.frames for b in allowed})
+    fits = np.searchsorted(lengths, table["length"].to_numpy(), side="right")
+    sides = [pc.fill_null(table[n], 0).to_numpy().astype(np.int64) for n in ("width", "height")]
+    unique, which = np.unique((fits << 40) | (sides[0] << 20) | sides[1], return_inverse=True)
     number = {b: i for i, b in enumerate(allowed)}
     found = []
-    for width, height, fit in unique.tolist():
-        bucket = nearest_bucket(width, height, int(lengths[fit]), allowed) if fit >= 0 else None
+    for packed in unique.tolist():
+        fit, width, height = packed >> 40, packed >> 20 & 0xFFFFF, packed & 0xFFFFF
+        bucket = nearest_bucket(width, height, lengths[fit - 1], allowed) if fit else None
         found.append(-1 if bucket is None else number[bucket])
     return np.asarray(found, np.int64)[which.reshape(-1)]
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from pipelines.mixture.mixture import EDIT, VideoStream
 from sama.video import Bucket
 
@@ -43,12 +40,12 @@ def summarise(plan: BatchPlan) -> dict[str, Any]:
         rows[group.stream, group.source] += group.size
         in_bucket[group.stream, group.bucket] += group.size
         dataset[group.dataset] += drawn
-        table = plan.rows_of(number, ["category", "kind", "license"])
-        for name, share in _shares(table["category"]):
+        counts = plan.facts["group_counts"][number]
+        for name, share in _shares(counts["category"]):
             category[name] += round(share * drawn)
-        for name, share in _shares(table["license"]):
+        for name, share in _shares(counts["license"]):
             license_ids[name] += round(share * drawn)
-        for kind, share in _shares(table["kind"]):
+        for kind, share in _shares(counts["kind"]):
             for name, ratio in _ratios(plan, group.stream, kind):
                 task[name] += round(share * drawn * ratio)
     return {
@@ -129,9 +126,8 @@ def label(bucket: Bucket) -> str:
     return f"{bucket.frames}x{bucket.height}x{bucket.width}"
 
 
-def _shares(column: pa.ChunkedArray) -> list[tuple[str, float]]:
-    counted = pc.value_counts(pc.fill_null(column.cast(pa.string()), "unknown")).to_pylist()
-    return [(c["values"], c["counts"] / len(column)) for c in sorted(counted, key=lambda c: c["values"])]
+def _shares(counts: dict[str, int]) -> list[tuple[str, float]]:
+    return [(name, n / sum(counts.values())) for name, n in sorted(counts.items())]
 
 
 def _ratios(plan: BatchPlan, stream: str, kind: str) -> list[tuple[str, float]]:

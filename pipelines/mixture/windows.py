@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from sama.video import Bucket
 
 
 def strides(columns: Mapping[str, np.ndarray], fps: Literal["native"] | float) -> tuple[np.ndarray, np.ndarray]:
@@ -36,3 +41,10 @@ def file_frames(sample: Mapping[str, Any], side: str, start: int, frames: int) -
     positions = np.floor((start + np.arange(frames)) * sample[f"{side}_stride"] + 0.5).astype(int)
     last = sample[f"{side}_frames"] - sample["skip_tail"] - 1
     return [int(i) for i in np.minimum(positions + sample["skip_head"], last)]
+
+
+def window_id(sample: Mapping[str, Any], start: int, bucket: Bucket) -> str:
+    """Names the pixels of a sample's window at a size (hex): equal exactly when they are; keys caches of them."""
+    strides = (sample["source_stride"] or 0.0, sample["target_stride"] or 0.0)
+    place = struct.pack("<4q2d", start, bucket.frames, bucket.height, bucket.width, *strides)
+    return hashlib.sha256(sample["sample_digest"] + place).hexdigest()

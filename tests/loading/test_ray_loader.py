@@ -35,11 +35,11 @@ def assert_same(found: list[MicroBatch], expected: list[MicroBatch]) -> None:
             if isinstance(value, np.ndarray):
                 assert value.dtype == other.dtype
                 assert np.array_equal(value, other), (name, theirs.step)
-            elif name != "timings":
+            elif name not in ("timings", "rows_ahead", "bytes_ahead"):
                 assert value == other, (name, theirs.step)
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])  # 3 divides neither batch
 def test_rows_and_bytes_are_those_of_the_reader(plan, plan_folder, ranks):
     found = through_ray(plan_folder, ranks, 0, plan.steps)
     assert len({len(f) for f in found}) == 1
@@ -47,12 +47,42 @@ def test_rows_and_bytes_are_those_of_the_reader(plan, plan_folder, ranks):
         assert_same(found[rank], list(read(plan, rank, ranks, SIZES, 0, plan.steps)))
 
 
-def test_restart_in_the_middle_with_other_ranks(plan, plan_folder):
-    """Two ranks up to step 5, three from there on: each step is what the plan says."""
-    for ranks, start, stop in ((2, 0, 5), (3, 5, plan.steps)):
+def test_restarts_at_any_step_with_any_number_of_ranks(plan, plan_folder):
+    """Three lives of a run, cut at random steps, each with other ranks: together they are the plan, slot by slot."""
+    rng = np.random.default_rng(7)
+    first, second = sorted(rng.choice(np.arange(1, plan.steps), 2, replace=False).tolist())
+    seen: dict[int, dict[int, tuple]] = {}
+    for ranks, start, stop in ((2, 0, first), (3, first, second), (1, second, plan.steps)):
         found = through_ray(plan_folder, ranks, start, stop)
         for rank in range(ranks):
             assert_same(found[rank], list(read(plan, rank, ranks, SIZES, start, stop)))
+            for batch in found[rank]:
+                for i in np.flatnonzero(batch.weights).tolist():
+                    facts = (
+                        batch.keys[i], batch.tasks[i], int(batch.starts[i]), int(batch.seeds[i]),
+                        batch.target[i, 0].tobytes(),
+                    )  # fmt: skip
+                    assert seen.setdefault(batch.step, {}).setdefault(int(batch.slots[i]), facts) is facts  # only once
+    whole = {b.step: b for b in read(plan, 0, 1, Sizes(image=5, video=4), 0, plan.steps)}
+    for step in range(plan.steps):
+        assert seen[step] == {
+            i: (s.key, s.task, s.start, s.seed, whole[step].target[i, 0].tobytes())
+            for i, s in enumerate(plan[step].slots)
+        }
+
+
+def test_groups_of_workers_share_a_data_rank(plan, plan_folder):
+    from pipelines.loading.ray_loader import PlanSplit, dataset, iterate
+
+    rows = dataset(plan_folder, 2, SIZES, 0, 3, SETTINGS)
+    shards = [given["plan"] for given in PlanSplit(group_size=2).configure({"plan": rows}, 4, None, None)]
+    assert [s is None for s in shards] == [False, True, False, True]
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda shard: list(iterate(shard)), shards[::2]))
+    for rank in range(2):
+        assert_same(found[rank], list(read(plan, rank, 2, SIZES, 0, 3)))
+    with pytest.raises(ValueError, match="3 workers do not form groups of 2"):
+        PlanSplit(group_size=2).configure({"plan": rows}, 3, None, None)
 
 
 def test_read_ahead_is_bounded_and_nothing_starves(media_root, tmp_path):
@@ -125,3 +155,44 @@ def test_storage_errors_reach_the_trainer(media_root, tmp_path):
     shutil.rmtree(root / "shards")
     with pytest.raises(Exception, match="not where the index says"):
         through_ray(folder, 1, 0, 2)
+
+
+def test_the_watchdog_names_a_stuck_decoder(media_root, tmp_path):
+    """A shard that is a pipe nobody writes to: whoever opens it waits for ever."""
+    import os
+    import shutil
+
+    from pipelines.loading.ray_loader import dataset, iterate, split
+
+    root = tmp_path / "copy"
+    shutil.copytree(media_root, root)
+    plan = BatchPlan.from_mixture(small_mixture(), str(root))
+    folder = plan.save(str(tmp_path / "plan"))
+    tars = list((root / "shards").rglob("*.tar"))
+    for tar in tars:
+        tar.unlink()
+        os.mkfifo(tar)
+    said: list[tuple[str, str]] = []
+    (shard,) = split(dataset(folder, 1, SIZES, 0, 2, SETTINGS), 1)
+
+    def consume() -> None:
+        try:
+            list(iterate(shard, stall_warning_s=1.0, on_stall=lambda *told: said.append(told)))
+        except Exception as error:
+            said.append(("ended", str(error)))
+
+    consumer = threading.Thread(target=consume, daemon=True)
+    consumer.start()
+    deadline = time.monotonic() + 90
+    while not any("decode running" in sentence for sentence, _ in said) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    pipes = [os.open(tar, os.O_RDWR | os.O_NONBLOCK) for tar in tars]  # what hangs may go on, to an error
+    consumer.join(60)
+    for pipe in pipes:
+        os.close(pipe)
+    sentence, dump = next(told for told in said if "decode running" in told[0])
+    assert "rank that has no row yet" in sentence
+    assert "stuck in decode running: row 0 is being fetched and decoded" in sentence
+    assert "decoding" in dump
+    assert "object_store_memory" in dump
+    assert "Ray Data:" in dump

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from pipelines.cli import build
 from pipelines.config import dump
-from pipelines.mixture import load_mixture
+from pipelines.mixture import BatchPlan, load_mixture
 from sama.errors import InputError
 from sama.pretext import PERTURBATIONS
 from sama.video import encode
@@ -52,13 +52,27 @@ def test_plan_can_be_written_opened_searched_and_compared(place):
     out = sama("plan", place / "m.yaml", "--data", place / "root", "--out", place / "compiled")
     assert out.splitlines()[-1] == f"plan written to {place / 'compiled'}"
     found = sama("plan", place / "compiled", "--find", "clips-c20").splitlines()
-    assert found[0].startswith("step ")
-    assert found[-1] == f"clips-c20: trained on {len(found) - 1} times in 400 steps"
-    assert "in no step" in sama("plan", place / "compiled", "--find", "clips-c5")
+    assert found[0].startswith("clips-c20 (clips, source_group ")
+    steps = BatchPlan.open(str(place / "compiled")).find("clips-c20")
+    assert found[1] == "  step {}, slot {}, epoch {}".format(*steps[0])
+    assert found[-2] == f"  and {len(steps) - 12} more, the last in step {steps[-1][0]}; --json lists them"
+    assert found[-1] == f"clips-c20: trained on {len(steps)} times in 400 steps"
+    told = json.loads(sama("plan", place / "compiled", "--find", "clips-c20", "--json"))
+    assert [tuple(s) for s in told["samples"][0]["steps"]] == steps
+    held = sama("plan", place / "compiled", "--find", "clips-c5")
+    assert "held out: losses are measured on it" in held
+    assert "in no step of this plan" in held
+    assert sama("plan", place / "compiled", "--find", "nobody") == "nobody: in no step of this plan\n"
     same = sama("plan", place / "m.yaml", "--data", place / "root", "--diff", place / "compiled")
     assert same == "the same plan\n"
     other = sama("plan", place / "m.yaml", "--data", place / "root", "--diff", place / "compiled", "--set", "seed=9")
-    assert other == "another plan: mixture.seed was 7 and is 9\n"
+    assert other.splitlines()[1:] == ["  mixture.seed was 7 and is 9", "  the first step that differs is 0"]
+    longer = sama(
+        "plan", place / "m.yaml", "--data", place / "root", "--diff", place / "compiled", "--set", "steps=500"
+    )
+    assert longer.splitlines()[1:] == [
+        "  mixture.steps was 400 and is 500", "  the first 200 steps train on the same samples",
+    ]  # fmt: skip
     with pytest.raises(InputError, match="holds another plan"):
         sama("plan", place / "m.yaml", "--data", place / "root", "--set", "seed=9", "--out", place / "compiled")
 
@@ -75,6 +89,10 @@ def test_plan_mistakes(place):
         sama("plan", place / "m.yaml")
     with pytest.raises(InputError, match="neither a file nor one of the recipes"):
         sama("plan", "stage7.yaml", "--data", place / "root")
+    with pytest.raises(InputError, match="needs a mixture"):
+        sama("plan", "--data", place / "root")
+    with pytest.raises(InputError, match="name the sample with --find"):
+        sama("plan", place / "m.yaml", "--runs", place)
     with pytest.raises(InputError, match="did you mean steps"):
         sama("plan", place / "m.yaml", "--data", place / "root", "--set", "step=5")
 

@@ -4,8 +4,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from pipelines.mixture.order import Interleave, epoch_keys, integer_weights, key_of, permute, uniform
+from pipelines.mixture.order import Interleave, epoch_keys, integer_weights, key_of, keys_of, permute, uniform
 
 WEIGHTS = [[1], [1, 1], [1, 3], [1, 2, 3, 4], [7, 1, 1, 90, 13], [720087, 1015170, 768470, 3936]]
 
@@ -38,6 +40,24 @@ def test_permute_is_a_bijection_with_an_inverse_and_another_one_per_epoch(size):
     assert size < 16 or not np.array_equal(first, second)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=5), st.integers(0, 2**32))
+def test_permute_of_many_sizes_at_once_is_that_of_each(sizes, seed):
+    keys = epoch_keys(seed, np.arange(len(sizes)))
+    which = np.repeat(np.arange(len(sizes)), sizes)
+    positions = np.concatenate([np.arange(n) for n in sizes])
+    together = permute(positions, np.asarray(sizes)[which], keys[which])
+    for i, size in enumerate(sizes):
+        alone = permute(np.arange(size), size, keys[i])
+        assert np.array_equal(together[which == i], alone)
+        assert np.array_equal(np.sort(alone), np.arange(size))
+        assert np.array_equal(permute(alone, size, keys[i], inverse=True), np.arange(size))
+
+
+def test_keys_of_a_run_are_the_keys_one_by_one():
+    assert keys_of((3, 17), 12) == [key_of(3, 17, i) for i in range(12)]
+
+
 def test_permute_mixes_well():
     """Neighbours of the order are not neighbours in the data."""
     order = permute(np.arange(4096), 4096, epoch_keys(7, np.asarray([0])))
@@ -49,7 +69,7 @@ def test_permute_mixes_well():
 def test_values_are_the_same_on_every_machine():
     """Frozen: a change here changes every plan, and needs a new build.VERSION."""
     assert key_of(0, 5, 3) == 5884870369876040121
-    assert permute(np.arange(8), 8, epoch_keys(1, np.asarray([0]))).tolist() == [5, 6, 7, 4, 0, 3, 1, 2]
+    assert permute(np.arange(8), 8, epoch_keys(1, np.asarray([0]))).tolist() == [4, 2, 6, 1, 0, 7, 3, 5]
     assert Interleave([1, 3]).locate(np.arange(8))[0].tolist() == [1, 0, 1, 1, 1, 0, 1, 1]
 
 

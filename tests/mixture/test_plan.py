@@ -1,5 +1,6 @@
 """The plan on synthetic indexes: shares, filters, refusals, and that nothing but its inputs decides it."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 from pipelines.config import validate
-from pipelines.mixture import BatchPlan, GlobalBatch, Mixture, heldout, load_mixture
+from pipelines.mixture import BatchPlan, GlobalBatch, Mixture, eligible, heldout, load_mixture
 from pipelines.mixture.saved import difference
 from pipelines.samples import storage, tables
 from sama.errors import InputError
@@ -345,7 +346,14 @@ def test_other_decisions_make_another_plan(plan, tmp_path):
     ("change", "message"),
     [
         ({"buckets__frames": [48]}, "4k\\+1"),
-        ({"streams__video__pretext": {"shuffle": 1}}, "shuffle is not a pretext task"),
+        ({"streams__video__pretext": {"warp": 1}}, "warp is not a pretext task; there are none, cube_inpainting"),
+        ({"streams__video__pretext": {"tube_shufle": 1}}, "tube_shufle is not .* did you mean tube_shuffle"),
+        ({"streams__video__pretext_options": {"sped": {"factor": 3}}}, "sped is not a pretext .* mean speed"),
+        ({"streams__video__pretext_options": {"speed": {"facter": 3}}}, "facter is not an option of speed; .* factor"),
+        (
+            {"streams__video__sources": [{"dataset": "a", "selection": "b", "where": {"categori": 1}}]},
+            "did you mean category",
+        ),
         ({"streams__video__sources": [{"dataset": "a", "selection": "b", "where": {"score": 1}}]}, "not a column"),
         ({"streams__video__windows": "head"}, "did you mean .*window"),
         ({"schedule": {"image": 0, "video": 0}}, "no stream"),
@@ -399,3 +407,108 @@ def test_plan_of_a_moved_root_is_written_again(tmp_path):
     again.save(folder)
     assert BatchPlan.open(folder).sample(0)["target_uri"] == "/moved.tar"
     assert storage.exists(folder)
+
+
+def test_batches_of_any_size_give_the_same_plan(plan, root, monkeypatch):
+    monkeypatch.setattr(eligible, "BATCH", 7)
+    again = BatchPlan.from_mixture(mixture(), root)
+    assert again.digest == plan.digest
+    assert [again[s] for s in (0, 17, 399)] == [plan[s] for s in (0, 17, 399)]
+    assert again.summary() == plan.summary()
+    assert again.heldout == plan.heldout
+
+
+def test_equal_samples_are_told_apart_by_their_key(tmp_path):
+    """Of one content under two keys a selection may keep one; kept both, their order is that of the keys."""
+    twins = [entry("edits", f"e{i}") for i in range(12)]
+    for one, other in zip(twins[::2], twins[1::2], strict=True):
+        other["sample_digest"] = one["sample_digest"]
+    changes = {"streams__image": None, "streams__video__sources": [{"dataset": "edits", "selection": "all"}]}
+    root = write_root(tmp_path, twins)
+    plans = [BatchPlan.from_mixture(mixture(**changes), root)]
+    keys = [plans[0].sample(n)["key"] for n in range(12)]
+    assert all(keys[n] < keys[n + 1] for n in range(0, 12, 2))
+    assert [plans[0].sample(n)["sample_digest"] for n in range(0, 12, 2)] == sorted(
+        t["sample_digest"] for t in twins[::2]
+    )
+    write_selection(root, "all", twins, ["kept", "rejected"] * 6)
+    assert {s.key for s in BatchPlan.from_mixture(mixture(**changes), root)[0].slots} <= {t["key"] for t in twins[::2]}
+
+
+def test_rows_at_are_the_rows_of_the_slots(plan):
+    for step in (0, 17, 399):
+        assert plan.rows_at(step).tolist() == [s.sample for s in plan[step].slots]
+
+
+def test_shares_counted_slot_by_slot_over_ten_thousand_batches(root):
+    sources = [
+        {"dataset": "clips", "selection": "all", "weight": 0.317},
+        {"dataset": "edits", "selection": "all", "weight": 0.211},
+    ]
+    long = BatchPlan.from_mixture(mixture(steps=10_000, streams__image=None, streams__video__sources=sources), root)
+    firsts = [g.first for g in long.groups]
+    groups = np.concatenate([np.searchsorted(firsts, long.rows_at(s), "right") - 1 for s in range(10_000)])
+    clips = np.asarray([g.dataset == "clips" for g in long.groups])[groups]
+    assert abs(clips.mean() - 0.317 / 0.528) < 0.001
+    after = np.arange(1, len(clips) + 1)
+    assert np.abs(np.cumsum(clips) - after * 0.317 / 0.528).max() < 2 * len(long.groups)  # never far off on the way
+
+
+def test_a_plan_keeps_a_bounded_number_of_held_out_samples(tmp_path, monkeypatch):
+    monkeypatch.setattr(eligible, "HELDOUT", 5)
+    monkeypatch.setattr(eligible, "BATCH", 8)
+    found = [entry("stills", f"s{i}", "image_edit") for i in range(40)] + [entry("edits", f"e{i}") for i in range(9)]
+    for row in found[:20]:
+        row["split"] = "heldout"
+    changes = {"streams__video__sources": [{"dataset": "edits", "selection": "all"}]}
+    plan = BatchPlan.from_mixture(mixture(**changes), write_root(tmp_path, found))
+    kept = sorted(found[:20], key=lambda r: r["sample_digest"])[:5]
+    assert [h.sample["key"] for h in plan.heldout] == [r["key"] for r in kept]
+    assert plan.summary()["sources"][0]["heldout"] == 20
+
+
+def test_a_plan_in_files_of_an_older_layout_is_written_again(plan, tmp_path):
+    folder = plan.save(str(tmp_path / "plan"))
+    facts = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    (tmp_path / "plan" / "plan.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "layout"}))
+    with pytest.raises(InputError, match="compile it again"):
+        BatchPlan.open(folder)
+    plan.save(folder)
+    assert BatchPlan.open(folder)[3] == plan[3]
+
+
+def test_the_scratch_files_go_with_the_plan(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    found = BatchPlan.from_mixture(mixture(), root)
+    assert len(list((tmp_path / "scratch").iterdir())) == 1
+    found.save(str(tmp_path / "kept"))
+    del found
+    gc.collect()
+    assert not list((tmp_path / "scratch").iterdir())
+    assert BatchPlan.open(str(tmp_path / "kept"))[0].slots
+
+
+PAPER = {
+    "stage0-paper.yaml": ["nhr-edit", "gpt-image-edit", "x2edit", "koala-36m", "motionbench"],
+    "stage1-paper.yaml": ["nhr-edit", "pico-banana-400k", "ditto-1m", "openve-3m", "reco-data"],
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_mixtures_over_a_root_with_its_datasets(name, tmp_path):
+    image = ("nhr-edit", "gpt-image-edit", "x2edit", "pico-banana-400k")
+    found = []
+    for dataset in PAPER[name]:
+        kind = "image_edit" if dataset in image else "text_to_video" if name.startswith("stage0") else "video_edit"
+        for i in range(30):
+            raw = {"category_raw": ["local_change", "remove"][i % 2]} if dataset == "openve-3m" else {}
+            found.append(entry(dataset, f"x{i}", kind, category=["style", "add"][i % 2], **raw))
+    plan = BatchPlan.from_file(name, data=write_root(tmp_path, found, "paper-v1"))
+    assert [len(plan[s].slots) for s in (0, 1)] in ([448, 112], [112, 448])
+    used = {s["dataset"]: s["rows"] for s in plan.summary()["sources"]}
+    assert set(used) == set(PAPER[name])
+    assert [used.get("ditto-1m", 15), used.get("openve-3m", 15)] == [15, 15]  # style only; local_change only
+    assert set(plan.summary()["task"]) == (
+        {"edit", "none", "cube_inpainting", "speed", "tube_shuffle"} if name.startswith("stage0") else {"edit"}
+    )
