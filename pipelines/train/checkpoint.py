@@ -23,51 +23,74 @@ from pipelines.samples import storage
 from pipelines.train.dcp_files import Reader, Writer
 from pipelines.train.folders import (
     MARKER,
+    SCHEMA,
     SupersededError,
+    best_steps,
     check_lease,
     complete_steps,
     folder_of,
     newest_step,
     prune,
     read_state,
+    sizes,
     take_lease,
 )
 from sama.errors import InputError
 
 __all__ = [
-    "SupersededError", "check_lease", "complete_steps", "folder_of", "load", "load_ema", "load_tensors", "load_weights",
-    "newest_step", "prune", "read_full", "read_state", "save", "take_lease",
+    "SupersededError", "best_steps", "check_lease", "complete_steps", "folder_of", "load", "load_ema", "load_tensors",
+    "load_weights", "newest_step", "prune", "read_full", "read_state", "save", "take_lease",
 ]  # fmt: skip
 
 
 def save(
-    run: str, step: int, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any], holder: str | None = None
+    run: str,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    state: Mapping[str, Any],
+    holder: str | None = None,
+    staged: Mapping[str, torch.Tensor] | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> str:
     """Write a checkpoint; every rank calls it with its shards and the same step, and it is whole when rank 0 returns.
 
-    state: scalars only, JSON. holder: the lease under which this job runs (see `take_lease`).
+    state: scalars only, JSON. holder: the lease under which this job runs (see `take_lease`). staged: this rank's
+    part of each tensor on the CPU, where `tensors` themselves change in the meantime. group: where the ranks talk,
+    needed when this is not the only thread that does.
     """
     target = folder_of(run, step)
     first = not dist.is_initialized() or dist.get_rank() == 0
     if first:
         check_lease(run, holder)
+        storage.remove(storage.join(target, MARKER))
         storage.remove(target)
         storage.make_folder(target)
     if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.barrier()
+        dist.barrier(group)
     with _quiet():
         dcp.save(
             dict(tensors),
             storage_writer=Writer(target),
-            planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            planner=_Planner(staged),
+            process_group=group,
             no_dist=not dist.is_initialized(),
         )
-    if first:
+    if first:  # DCP has gathered every rank's results: all files are there and synced
         check_lease(run, holder)
-        storage.write_bytes(
-            storage.join(target, MARKER), json.dumps({"schema": "sama.checkpoint/1", **state}, indent=1)
-        )
+        marker = {"schema": SCHEMA, **state, "files": sizes(target)}
+        storage.write_bytes(storage.join(target, MARKER), json.dumps(marker, indent=1))
     return target
+
+
+class _Planner(DefaultSavePlanner):
+    """Plans with the distributed tensors, and takes the numbers from their staged copies."""
+
+    def __init__(self, staged: Mapping[str, torch.Tensor] | None) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self._staged = staged
+
+    def lookup_object(self, index: Any) -> Any:
+        return super().lookup_object(index) if self._staged is None else self._staged[index.fqn]
 
 
 def load(run: str, step: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:

@@ -10,10 +10,11 @@ TRAIN_HELP = """Train a stage on Ray, from the start or from where the run folde
 
 Example: sama train stage0.yaml --set train.workers=8 --set train.lr=1e-5
 
-The same command after any interruption goes on from the newest checkpoint. CONFIG is YAML with the keys run, data,
+The same command after any interruption goes on from the newest checkpoint. SIGTERM lets the workers finish their step
+and save. CONFIG is YAML with the keys run, data,
 mixture, preset, train, loader, tracking and ray; --print-config shows all of them.
 """
-STATUS_HELP = """Say how a training run is doing: state, step, restarts, last error.
+STATUS_HELP = """Say how a training run is doing: state, step, restarts, lost minutes, last error, newest checkpoint.
 
 Example: sama status runs/stage0
 """
@@ -39,6 +40,11 @@ def train(
     except launch.TrainingFailedError as error:
         print(f"sama: training failed: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
+    except launch.StoppedError as stop:
+        from pipelines.train.notices import STOPPED
+
+        print(f"sama: {stop}", file=sys.stderr)
+        raise typer.Exit(STOPPED) from None
     print(f"{result.run}: {result.final_step} steps done; mlflow run {result.mlflow_run_id or 'none'}")
 
 

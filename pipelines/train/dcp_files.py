@@ -134,6 +134,7 @@ class _Unpickler(pickle.Unpickler):
             ("torch", "Size"),
             ("torch", "float32"),
             ("torch", "bfloat16"),
+            ("torch", "uint8"),  # quantised optimizer states
             ("torch.serialization", "_get_layout"),
             ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
             ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),

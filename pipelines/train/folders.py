@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pyarrow.fs as pafs
+
 from pipelines.samples import storage
 
 FOLDER, MARKER = "checkpoints", "state.json"
@@ -24,7 +26,27 @@ def complete_steps(run: str) -> list[int]:
     """Steps of all whole checkpoints of a run, ascending."""
     names = storage.list_folders(storage.join(run, FOLDER))
     steps = sorted(int(n[5:]) for n in names if n.startswith("step-") and n[5:].isdigit())
-    return [s for s in steps if storage.exists(storage.join(folder_of(run, s), MARKER))]
+    return [s for s in steps if is_whole(folder_of(run, s))]
+
+
+def is_whole(folder: str) -> bool:
+    """Whether a checkpoint folder has its marker, and every file that the marker lists in its full size."""
+    marker = storage.join(folder, MARKER)
+    if not storage.exists(marker):
+        return False
+    try:
+        listed = json.loads(storage.read_bytes(marker)).get("files", {})
+    except (ValueError, AttributeError, FileNotFoundError):  # torn by a crash, or pruned just now
+        return False
+    found = sizes(folder)
+    return all(found.get(name) == size for name, size in listed.items())
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """Bytes of each file of a checkpoint folder, the marker left out."""
+    fs, path = storage.locate(folder)
+    infos = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    return {i.base_name: int(i.size) for i in infos if i.type == pafs.FileType.File and i.base_name != MARKER}
 
 
 def newest_step(run: str) -> int | None:
@@ -51,13 +73,20 @@ def check_lease(run: str, holder: str | None) -> None:
         raise SupersededError(f"another training job has taken over {run}")
 
 
-def prune(run: str, keep: int) -> list[int]:
-    """Delete all but the newest `keep` checkpoints, and what crashes left; the steps deleted."""
+def prune(run: str, keep: int, best: int = 0) -> list[int]:
+    """Delete what crashes left and all checkpoints but the newest `keep` and the `best` ones with the lowest
+    held-out loss; the steps deleted."""
     whole = complete_steps(run)
-    kept = whole[-keep:]
+    kept = {*whole[-keep:], *best_steps(run, whole)[:best]}
     for name in storage.list_folders(storage.join(run, FOLDER)):
         if name not in {f"step-{s}" for s in kept}:
             gone = storage.join(run, FOLDER, name)
             storage.remove(storage.join(gone, MARKER))  # first, so that half a folder is never taken for a whole one
             storage.remove(gone)
-    return whole[:-keep]
+    return [s for s in whole if s not in kept]
+
+
+def best_steps(run: str, steps: list[int]) -> list[int]:
+    """Those of some checkpoints that know their held-out loss, the lowest first; of equal ones the newest."""
+    losses = {s: read_state(run, s).get("heldout_loss") for s in steps}
+    return sorted((s for s in steps if losses[s] is not None), key=lambda s: (losses[s], -s))

@@ -96,7 +96,7 @@ class HeldoutLoss:
 
         return [
             _Case(label_of(item), weight, _moved(parts.encode(read_item(self.plan, item)), torch.device("cpu")))
-            for item, weight in share(self.items, parts.world.rank, parts.world.size)
+            for item, weight in share(self.items, parts.world.data_rank, parts.world.data_size)
         ]
 
 

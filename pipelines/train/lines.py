@@ -28,7 +28,7 @@ def step_line(row: Mapping[str, Any], steps: int, seconds_left: float | None = N
     )
     prefix = "train/loss_fm/"
     tasks = "".join(f" {k[len(prefix) :]} {value(k, '.4f')}" for k in sorted(row) if k.startswith(prefix))
-    split = " ".join(f"{k[5:]} {value(k, '.2f')}" for k in row if k.startswith("time/"))
+    split = " ".join(f"{k[5:]} {value(k, '.2f')}" for k in row if k.startswith("time/") and k != "time/wait_share")
     speed = f"{row.get('tokens_per_device', 0)} tokens/device {value('speed/tokens_per_s', '.0f')} tokens/s"
     if "speed/mfu_step" in row:
         speed += f" mfu {value('speed/mfu_model', '.1%')} (step {value('speed/mfu_step', '.1%')})"

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 2 -m pipelines.train.local CONFIG.yaml
 
 Batches come from the in-process reader of the plan. There is no restart: whoever starts it again goes on from the
-newest checkpoint.
+newest checkpoint. SIGTERM (torchrun, Slurm, Kubernetes send it) finishes the step, saves and ends with exit code 143.
 """
 
 from __future__ import annotations
@@ -18,8 +18,12 @@ import typer
 
 from pipelines import config
 from pipelines.config import Settings
+from pipelines.encode.text import NEEDS_RAY, Announcer
+from pipelines.train.failures import sentence
 from pipelines.train.job import Job
+from pipelines.train.notices import STOPPED, Notices, StoppedError, term_stops
 from pipelines.train.prefetch import Ahead
+from pipelines.train.records import add_event
 from pipelines.train.run_folder import Prepared, RunResult, conclude, prepare
 from pipelines.train.worker import work
 from sama.errors import InputError
@@ -37,6 +41,8 @@ def train_here(settings: Settings) -> RunResult:
     from pipelines.loading.reader import read
     from pipelines.train import parallel
 
+    if settings.text.mode == "actors":
+        raise InputError(NEEDS_RAY)
     world = parallel.join()
     prepared: Prepared | None = None
     told: object = None
@@ -55,17 +61,28 @@ def train_here(settings: Settings) -> RunResult:
     sizes = settings.train.micro_batch
     status = "FAILED"
     ahead: Ahead | None = None
+    notices, text = Notices(), Announcer()
 
     def batches(plan: BatchPlan, world: World, step: int) -> Iterator[MicroBatch]:
         nonlocal ahead
-        ahead = Ahead(lambda: read(plan, world.rank, world.size, sizes, step, plan.steps))
+        ahead = Ahead(lambda: text.watch(read(plan, world.data_rank, world.data_size, sizes, step, plan.steps)))
         return ahead
 
     try:
-        reached = work(job, batches)
+        with term_stops(notices):
+            reached = work(job, batches, notices, text)
         status = "FINISHED"
+    except StoppedError as stop:
+        status = "KILLED"
+        if world.first:
+            add_event(job.run, "stopped", str(stop), stop.step)
+        raise
     except KeyboardInterrupt:
         status = "KILLED"
+        raise
+    except Exception as error:
+        if world.first:
+            add_event(job.run, "failed", sentence(error), getattr(error, "training_step", None))
         raise
     finally:
         if ahead is not None:
@@ -84,6 +101,9 @@ def main(
     except InputError as error:
         print(f"sama: {error}", file=sys.stderr)
         raise typer.Exit(2) from None
+    except StoppedError as stop:
+        print(f"sama: {stop}", file=sys.stderr)
+        raise typer.Exit(STOPPED) from None
     if os.environ.get("RANK", "0") == "0":
         print(f"{result.run}: {result.final_step} steps")
 

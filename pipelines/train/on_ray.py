@@ -2,92 +2,119 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import LoaderSettings
+from pipelines.samples import storage
 from pipelines.train import folders
+from pipelines.train.failures import Failures, GivenUpError
 from pipelines.train.job import Job
+from pipelines.train.notices import Notices, StoppedError
 from pipelines.train.prefetch import Ahead
-from pipelines.train.records import add_event
+from pipelines.train.records import METRICS, add_event, whole_lines
 
 if TYPE_CHECKING:
     import ray.data
+    import ray.train
 
 DATA = "plan"  # name of the dataset that the workers share
 
 
-class Rest:
-    """Makes the dataset of all steps behind the newest checkpoint; Ray calls it at every start of the worker group."""
+def nothing() -> ray.data.Dataset:
+    """Stands where Ray wants a dataset before it knows how many workers there will be."""
+    import ray.data
 
-    def __init__(self, run: str, plan: str, ranks: int, micro_batch: dict[str, int], loader: LoaderSettings) -> None:
-        self.run, self.plan, self.ranks, self.micro_batch, self.loader = run, plan, ranks, micro_batch, loader
+    return ray.data.range(1)
 
-    def __call__(self) -> ray.data.Dataset:
-        from pipelines.config import MicroBatch as Sizes
-        from pipelines.loading.ray_loader import dataset
-        from pipelines.mixture import BatchPlan
 
-        start = folders.newest_step(self.run) or 0
-        steps = BatchPlan.open(self.plan).steps
-        return dataset(self.plan, self.ranks, Sizes(**self.micro_batch), start, steps, self.loader)
+def rest_of(
+    run: str, plan: str, micro_batch: dict[str, int], loader: LoaderSettings, sequence: int = 1
+) -> ray.train.DataConfig:
+    """Gives the workers all steps behind the newest checkpoint, at every start of the worker group, for as many
+    workers as it then has. sequence: workers that share one micro-batch."""
+    from pipelines.loading.ray_loader import PlanSplit
+
+    class Rest(PlanSplit):
+        def configure(self, datasets: Any, world_size: int, *args: Any, **kwargs: Any) -> list[dict]:
+            from pipelines.config import MicroBatch as Sizes
+            from pipelines.loading.ray_loader import dataset
+            from pipelines.mixture import BatchPlan
+
+            start, steps = folders.newest_step(run) or 0, BatchPlan.open(plan).steps
+            rows = dataset(plan, world_size // sequence, Sizes(**micro_batch), start, steps, loader)
+            return super().configure({DATA: rows}, world_size, *args, **kwargs)
+
+    return Rest(sequence)
 
 
 def on_worker(told: dict[str, Any]) -> int:
     """What every training worker runs."""
     import ray.train
 
+    from pipelines.encode.text import Announcer
     from pipelines.loading.ray_loader import iterate
 
+    text = Announcer([ray.get_actor(name) for name in told["text_actors"]])
     shard = ray.train.get_dataset_shard(DATA)
-    batches = Ahead(lambda: iterate(shard, told["stall_warning_s"]))  # the loader starts while torch is being imported
+    # the loader starts while torch is being imported
+    rows: Iterator = iter(())  # only leaders of a group read
+    if shard is not None:
+        rows = iterate(shard, told["stall_warning_s"], stall_log(told["job"]["run"]))
+    batches = Ahead(lambda: text.watch(rows))
     from pipelines.train.worker import work
 
     try:
-        return work(Job(**told["job"]), lambda plan, world, step: batches)
+        return work(Job(**told["job"]), lambda plan, world, step: batches, Notices(leaving=leaving), text)
+    except StoppedError as stopped:  # an end in good order: nothing to try again
+        return stopped.step
     finally:
         batches.close()
 
 
+def stall_log(run: str) -> Callable[[str, str], None]:
+    """Writes what the loader's watchdog found to the run folder: the sentence as an event, the rest as a file."""
+
+    def write(sentence: str, dump: str) -> None:
+        name = f"loader-stall-{time.time():.0f}-{socket.gethostname()}-{os.getpid()}.txt"
+        storage.write_bytes(storage.join(run, name), dump)
+        add_event(run, "stall", f"{sentence} ({name})")
+
+    return write
+
+
+def leaving() -> str | None:
+    """The machines of this worker group that Ray knows will be taken away; every rank calls it."""
+    import ray.train
+
+    info = ray.train.get_preemption_info()
+    if info is None:
+        return None
+    ranks = ", ".join(str(r) for r in info.preempted_ranks)
+    return f"the machine of rank{'s' if len(info.preempted_ranks) > 1 else ''} {ranks}"
+
+
 def restart_log(run: str) -> Any:
-    """A callback for Ray's controller: every death of a worker becomes an event of the run."""
+    """A callback for Ray's controller: every death of a worker becomes an event of the run, and ends it when it makes
+    no sense to try again."""
     import ray.train
 
     class RestartLog(ray.train.UserCallback):
+        def __init__(self) -> None:
+            self.failures = Failures()
+
         def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            rows = whole_lines(f"{run}/{METRICS}")
+            cause, again = self.failures.judge(worker_exceptions, rows[-1]["step"] + 1 if rows else 0)
+            if not again:  # raised here, it ends the run: Ray would count it as one failure of several
+                raise GivenUpError(cause)
             lost = [e for e in worker_exceptions.values() if "node" in type(e).__name__.lower()]
             ranks = ", ".join(str(r) for r in sorted(worker_exceptions))
-            real = [e for e in worker_exceptions.values() if not _is_consequence(e)]
-            cause = sentence((real or list(worker_exceptions.values()))[0])
             step = folders.newest_step(run) or 0
             message = f"ranks {ranks} failed, going on from step {step}: {cause}"
             add_event(run, "node_lost" if lost else "restart", message, step, socket.gethostname())
 
     return RestartLog()
-
-
-def first_error(error: BaseException) -> str:
-    """The sentence behind a failed training: what the first worker raised that was not only another one's death."""
-    failures = getattr(error, "worker_failures", None)
-    if failures:
-        ordered = sorted(failures.items())
-        real = [(rank, e) for rank, e in ordered if not _is_consequence(e)]
-        rank, found = (real or ordered)[0]
-        return f"rank {rank}: {sentence(found)}"
-    return sentence(getattr(error, "controller_failure", error))
-
-
-def sentence(error: BaseException) -> str:
-    while getattr(error, "cause", None) is not None:  # Ray wraps what a worker raised
-        error = error.cause  # type: ignore[attr-defined]
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    name = type(error).__name__
-    # a traceback as text has its error in the last line
-    text = lines[-1] if lines and lines[0].startswith(("Traceback", "\x1b", "ray::")) else (lines or [name])[0]
-    return text if name in text else f"{name}: {text}"
-
-
-def _is_consequence(error: BaseException) -> bool:
-    """A rank that only noticed that another one is gone."""
-    text = str(error).lower()
-    return any(sign in text for sign in ("connection closed by peer", "connection reset", "broken pipe", "gloo"))

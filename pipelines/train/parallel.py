@@ -1,10 +1,14 @@
-"""Parallelism put onto the model from outside: FSDP2 per block, and its precision policy."""
+"""Who this process is among the training processes, and arithmetic over all of them.
+
+The ranks form one grid, replicate x shard x sequence, sequence varying fastest. Parameters are sharded over
+shard x sequence and copied over replicate (HSDP); the members of a sequence group train one micro-batch together.
+What is put onto the model is in parallel_model.py and parallel_sequence.py.
+"""
 
 from __future__ import annotations
 
 import os
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,27 +16,53 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+
+from sama.errors import InputError
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among the data ranks. There is always a process group, if only of one."""
+    """This process among all. There is always a process group, if only of one.
+
+    mesh: over which parameters are sharded, (shard,) or (replicate, shard). sequence: members of a sequence group,
+    which are neighbours in rank; group: theirs, None where each is alone. A data rank is one such group.
+    """
 
     rank: int
     size: int
     device: torch.device
     mesh: DeviceMesh
+    replicas: int = 1
+    sequence: int = 1
+    group: dist.ProcessGroup | None = None
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def data_rank(self) -> int:
+        return self.rank // self.sequence
+
+    @property
+    def data_size(self) -> int:
+        return self.size // self.sequence
+
+    @property
+    def member(self) -> int:
+        """This process's number in its sequence group."""
+        return self.rank % self.sequence
+
+    @property
+    def leader(self) -> bool:
+        """The member that reads the data and speaks for its group."""
+        return self.member == 0
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over the ranks; float64 on the CPU in and out."""
+        """Sum over the ranks, the same bits on each; float64 on the CPU in and out."""
         if self.size == 1:
             return values
         moved = values.to(self.device)
@@ -59,10 +89,11 @@ class World:
             dist.barrier()
 
 
-def join(device: torch.device | None = None) -> World:
+def join(device: torch.device | None = None, replicas: int = 1, sequence: int = 1) -> World:
     """Join the process group that Ray or torchrun prepared, or make one of this process alone.
 
-    device: cuda where there is one, else the CPU.
+    device: cuda where there is one, else the CPU. replicas: copies of the sharded parameters (HSDP). sequence:
+    processes that share one sequence. InputError where the number of processes does not divide so.
     """
     if device is None:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
@@ -75,38 +106,32 @@ def join(device: torch.device | None = None) -> World:
             dist.init_process_group(backend)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("data",))
-    return World(dist.get_rank(), dist.get_world_size(), device, mesh)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    check_layout(size, replicas, sequence)
+    if replicas == 1:
+        mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("shard",))
+    else:
+        mesh = init_device_mesh(device.type, (replicas, size // replicas), mesh_dim_names=("replicate", "shard"))
+    group = None
+    if sequence > 1:
+        grid = init_device_mesh(device.type, (size // sequence, sequence), mesh_dim_names=("data", "sequence"))
+        group = grid.get_group("sequence")
+    return World(rank, size, device, mesh, replicas, sequence, group)
 
 
-def shard(model: nn.Module, blocks: Iterable[nn.Module], world: World, precision: str = "float32") -> nn.Module:
-    """Apply `fully_shard` to each block and to the rest, in place; parameters become float32 shards.
-
-    bfloat16: only the weights of the blocks' matrix products (and the query and key norms, whose outputs meet the
-    values in attention) are gathered and used in bfloat16. Modulation tables, layer norms, time embedding, RoPE and
-    heads stay float32, and so do masters and gradient reduction: a bfloat16 timestep has steps of 4 above 512.
-    Nothing is cast on the way in: the model hands its blocks what they need, told by `compute_dtype`.
-    """
-    whole = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    half = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    # the objective takes its outputs as they are and changes none in place, which is what FSDP2 warns of at every step
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
-    if precision == "bfloat16":
-        model.compute_dtype = torch.bfloat16  # type: ignore[assignment]
-    for block in blocks:
-        if precision == "bfloat16":
-            fully_shard(list(_products(block)), mesh=world.mesh, mp_policy=half)
-        fully_shard(block, mesh=world.mesh, mp_policy=whole)
-    # by default the outermost group stays gathered until the next backward: after a forward without one (held-out
-    # loss, samples) the model would hold whole parameters that neither optimizer nor checkpoint knows
-    fully_shard(model, mesh=world.mesh, mp_policy=whole, reshard_after_forward=True)
-    return model
-
-
-def _products(block: nn.Module) -> Iterator[nn.Module]:
-    for name, module in block.named_modules():
-        if isinstance(module, nn.Linear) or name.rsplit(".", 1)[-1] in {"norm_q", "norm_k"}:
-            yield module
+def check_layout(workers: int, replicas: int, sequence: int) -> None:
+    """InputError unless the workers divide into replicas of whole sequence groups."""
+    if workers % sequence:
+        raise InputError(
+            f"{workers} training workers do not form groups of train.sequence_parallel = {sequence}; "
+            f"possible are {_listed(d for d in range(1, workers + 1) if workers % d == 0)}"
+        )
+    if (workers // sequence) % replicas:
+        groups = workers // sequence
+        raise InputError(
+            f"train.hsdp_replicas = {replicas} does not divide the {groups} data ranks; "
+            f"possible are {_listed(d for d in range(1, groups + 1) if groups % d == 0)}"
+        )
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -115,7 +140,21 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def clip(parameters: Iterable[nn.Parameter], largest: float) -> float:
-    """Scale all gradients so that their norm over every shard is at most `largest`; the norm before."""
-    norm = nn.utils.clip_grad_norm_(list(parameters), largest)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+def square_norm(parameters: Iterable[nn.Parameter], world: World) -> torch.Tensor:
+    """This rank's share of the squared norm of all gradients, float64 on the CPU: `world.sum` makes it whole."""
+    gradients = [local(p.grad) for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.zeros((), dtype=torch.float64)
+    norms = torch.stack([n.to(world.device) for n in torch._foreach_norm(gradients)])
+    return norms.double().square().sum().cpu() / world.replicas  # every replica holds the same
+
+
+def clip(parameters: Iterable[nn.Parameter], norm: float, largest: float) -> None:
+    """Scale all gradients, whose norm over every shard is `norm`, so that it is at most `largest`."""
+    if norm > largest:
+        gradients = [local(p.grad) for p in parameters if p.grad is not None]
+        torch._foreach_mul_(gradients, largest / (norm + 1e-6))
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(str(n) for n in numbers)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +14,11 @@ from typing import Any
 from pipelines.samples import storage
 
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
-EVENT_KINDS = ("start", "node_lost", "restart", "checkpoint", "substitute", "tracking_outage", "failed")
+EVENT_KINDS = (
+    "start", "node_lost", "restart", "preemption", "checkpoint", "stopped", "substitute", "stall", "skipped",
+    "tracking_outage", "failed",
+)  # fmt: skip
+_EVENTS_LOCK = threading.Lock()  # a checkpoint's thread has something to say as well
 
 
 class MetricsFile:
@@ -81,16 +86,22 @@ def add_event(run: str, kind: str, message: str, step: int | None = None, node: 
         "time": time.time(), "kind": kind, "step": step, "node": node or socket.gethostname(), "message": message
     }  # fmt: skip
     uri = storage.join(run, EVENTS)
-    if "://" in uri:  # an object cannot grow; events are rare
-        before = storage.read_bytes(uri) if storage.exists(uri) else b""
-        storage.write_bytes(uri, before + _line(event).encode())
-        return event
-    storage.make_folder(run)
-    with open(uri, "ab") as file:
-        if file.tell() and not _ends_with_newline(uri):
-            file.write(b"\n")  # a process was killed while writing the line before
-        file.write(_line(event).encode())
+    with _EVENTS_LOCK:
+        if "://" in uri:  # an object cannot grow; events are rare
+            before = storage.read_bytes(uri) if storage.exists(uri) else b""
+            storage.write_bytes(uri, before + _line(event).encode())
+            return event
+        storage.make_folder(run)
+        with open(uri, "ab") as file:
+            if file.tell() and not _ends_with_newline(uri):
+                file.write(b"\n")  # a process was killed while writing the line before
+            file.write(_line(event).encode())
     return event
+
+
+def restarts(events: list[dict]) -> int:
+    """How often training began again: starts behind the first one, by Ray or by a new driver."""
+    return max(0, sum(1 for e in events if e["kind"] == "start") - 1)
 
 
 def read_events(run: str) -> list[dict]:

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines import config, tracking
 from pipelines.config import Settings
+from pipelines.encode import preflight
 from pipelines.progress import say
 from pipelines.samples import provenance, storage
 from pipelines.train import folders
 from pipelines.train.job import Job
-from pipelines.train.records import add_event, read_events
+from pipelines.train.records import add_event, read_events, restarts
 from sama.errors import InputError
 from sama.presets import get_preset
 
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
     from pipelines.mixture import BatchPlan
 
 PLAN, CONFIG, TRACKING, PLAN_FOLDER = "plan.json", "config.yaml", "tracking.json", "plan"
-FIXED = ("preset", "train.init_from")  # settings that a run folder keeps for life; its data are fixed by the plan
+LORA = tuple(f"train.lora{leaf}" for leaf in ("", ".rank", ".alpha", ".targets", ".whole"))
+# settings that a run folder keeps for life; its data are fixed by the plan
+FIXED = ("preset", "train.init_from", *LORA)
 
 
 @dataclass(frozen=True)
@@ -64,8 +67,10 @@ def prepare(settings: Settings, check: Callable[[Settings], None] | None = None)
 
     run = settings.run
     done = (folders.newest_step(run) or 0) >= plan.steps
-    if check is not None and not done:
-        check(settings)
+    if not done:
+        preflight.check(settings, plan)
+        if check is not None:
+            check(settings)
     storage.make_folder(run)
     if not storage.exists(storage.join(run, PLAN)):
         plan.save(storage.join(run, PLAN_FOLDER))
@@ -92,16 +97,45 @@ def conclude(prepared: Prepared, status: str) -> RunResult:
     """End the MLflow run with its true status, write provenance. status: FINISHED, FAILED or KILLED."""
     job = prepared.job
     step = folders.newest_step(job.run) or 0
-    restarts = sum(1 for e in read_events(job.run) if e["kind"] in ("restart", "node_lost"))
-    counts = {"steps": step, "restarts": restarts, "status": status}
+    again = restarts(read_events(job.run))
+    counts = {"steps": step, "restarts": again, "status": status}
     _record(job, counts, prepared.started, provenance.now())
     if job.tracking_uri and job.mlflow_run_id:
         files = [storage.join(job.run, name) for name in (CONFIG, PLAN)]
         try:
-            tracking.finish(job.tracking_uri, job.mlflow_run_id, status, {"sama.restarts": str(restarts)}, files)
+            tracking.finish(job.tracking_uri, job.mlflow_run_id, status, {"sama.restarts": str(again)}, files)
+            if status == "FINISHED" and prepared.settings.tracking.register_as:
+                _register(prepared)
         except tracking.TrackingError as error:
             _outage(job.run, str(error))
     return RunResult(job.run, job.mlflow_run_id, step)
+
+
+def _register(prepared: Prepared) -> None:
+    """The final checkpoint and the best one become versions of the registered model, once."""
+    job, how = prepared.job, prepared.settings.tracking
+    assert job.tracking_uri is not None
+    assert job.mlflow_run_id is not None
+    assert how.register_as is not None
+    steps = folders.complete_steps(job.run)
+    roles: dict[int, list[str]] = {steps[-1]: ["final"]}
+    for step in folders.best_steps(job.run, steps)[:1]:
+        roles.setdefault(step, []).append("best")
+    summary = json.loads(storage.read_bytes(storage.join(job.run, PLAN)))["summary"]
+    init = prepared.settings.train.init_from
+    for step, names in sorted(roles.items()):
+        state = folders.read_state(job.run, step)
+        tags = {
+            "sama.step": str(step),
+            "sama.plan_digest": job.plan_digest,
+            "sama.preset": state["preset"],
+            "sama.datasets": json.dumps(sorted(shares_of(summary))),
+            "sama.heldout_loss": str(state.get("heldout_loss")),
+            "sama.init_run": init or "",
+            "sama.init_run_id": ((_read_tracking(init) or {}).get("run_id") if init else "") or "",
+        }
+        source = folders.folder_of(job.run, step)
+        tracking.register(job.tracking_uri, job.mlflow_run_id, how.register_as, source, tags, names)
 
 
 def _record(job: Job, counts: dict[str, Any], started: str, ended: str | None) -> None:
@@ -116,8 +150,14 @@ def resolve(settings: Settings) -> Settings:
     weights = settings.weights
     if weights and storage.is_folder(weights):
         weights = storage.absolute(weights)
+    text, latents = (
+        part.model_copy(update={"cache": storage.absolute(part.cache)}) if part.cache else part
+        for part in (settings.text, settings.latents)
+    )
     return settings.model_copy(
         update={
+            "text": text,
+            "latents": latents,
             "run": storage.absolute(settings.run),
             "data": storage.absolute(settings.data),
             "mixture": config.recipe(settings.mixture),
@@ -129,7 +169,7 @@ def resolve(settings: Settings) -> Settings:
 
 def describe(plan: BatchPlan) -> dict[str, Any]:
     """plan.json: what a run folder was made for, and its counts."""
-    facts = {k: v for k, v in plan.facts.items() if k != "groups"}  # those are in the plan's own folder
+    facts = {k: v for k, v in plan.facts.items() if k not in ("groups", "group_counts")}  # in the plan's folder
     return {**facts, "steps": plan.steps, "summary": plan.summary()}
 
 
@@ -179,7 +219,13 @@ def _check_init(settings: Settings) -> str | None:
     newest = folders.newest_step(origin)
     if newest is None:
         raise InputError(f"train.init_from: {origin} has no checkpoint yet")
-    preset = folders.read_state(origin, newest)["preset"]
+    state = folders.read_state(origin, newest)
+    if state.get("lora"):
+        raise InputError(
+            f"train.init_from: {origin} was trained as LoRA; export it (sama export RUN --to official) and name the "
+            "file as weights"
+        )
+    preset = state["preset"]
     if preset != settings.preset:
         raise InputError(f"train.init_from: {origin} has preset {preset}, this run has {settings.preset}")
     return (_read_tracking(origin) or {}).get("run_id")

@@ -6,21 +6,12 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
+from pipelines.planner.devices import DEVICES
+
 PARTS = ("wait", "encode", "forward", "backward", "optimizer")
-# dense bfloat16 peak, FLOP/s, from the vendors' data sheets; a device that is not here gets no MFU, not a wrong one
-PEAK_FLOPS = {
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA H100 80GB HBM3": 989.4e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H200": 989.4e12,
-    "NVIDIA B200": 2250e12,
-}
 
 
 class Clock:
@@ -65,19 +56,7 @@ def tokens_of(latents: torch.Tensor, source: bool, semantic: int, patch: tuple[i
     return video * (2 if source else 1) + semantic
 
 
-def forward_flops(config: Any, tokens: int, text_tokens: int) -> float:
-    """FLOPs of the transformer's forward pass for one sample (a multiply-add counts two).
-
-    config: the transformer's (num_attention_heads, attention_head_dim, num_layers, ffn_dim). Counted: the matrix
-    products of the blocks, attention included; embeddings, norms and heads are below a percent.
-    """
-    dim = config.num_attention_heads * config.attention_head_dim
-    projections = 2 * tokens * (4 * dim * dim + 2 * dim * dim + 2 * dim * config.ffn_dim)  # self, cross q and o, ffn
-    text = 2 * text_tokens * 2 * dim * dim
-    scores = 4 * tokens * tokens * dim + 4 * tokens * text_tokens * dim
-    return float(config.num_layers * (projections + text + scores))
-
-
 def peak_flops(device: torch.device) -> float | None:
-    """Dense bfloat16 peak of a device, None when it is not in the table."""
-    return PEAK_FLOPS.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    """Dense bfloat16 peak of a device, None when it is not in the table: no MFU rather than a wrong one."""
+    found = DEVICES.get(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    return None if found is None else found.peak

@@ -9,7 +9,7 @@ from datetime import datetime
 from pipelines.progress import duration
 from pipelines.samples import provenance, storage
 from pipelines.train import folders
-from pipelines.train.records import METRICS, read_events, read_rows
+from pipelines.train.records import METRICS, read_events, read_rows, restarts
 from pipelines.train.run_folder import PLAN, TRACKING
 from sama.errors import InputError
 
@@ -28,12 +28,9 @@ def describe(run: str) -> list[str]:
     lines = [f"{run}: {_state(run, rows, events, newest, steps)}"]
     done = rows[-1]["step"] + 1 if rows else 0
     lines.append(f"step {done} of {steps}" + (f", loss {rows[-1]['train/loss']:.4f}" if rows else ""))
-    lines.append("no checkpoint yet" if newest is None else f"newest checkpoint: step {newest}")
-    restarts = [e for e in events if e["kind"] in ("restart", "node_lost")]
-    starts = [e for e in events if e["kind"] == "start"]
-    lines.append(
-        f"{len(starts)} starts, {len(restarts)} restarts by Ray, {_lost_minutes(rows, events):.1f} minutes lost"
-    )
+    lines.append(_newest(run, events, newest))
+    by_ray = sum(1 for e in events if e["kind"] in ("restart", "node_lost"))
+    lines.append(f"{restarts(events)} restarts ({by_ray} by Ray), {lost_minutes(rows, events):.1f} minutes lost")
     errors = [e for e in events if e["kind"] in ("failed", "restart", "node_lost")]
     if errors:
         lines.append(f"last error, {_when(errors[-1]['time'])}: {errors[-1]['message']}")
@@ -44,6 +41,15 @@ def describe(run: str) -> list[str]:
     return lines
 
 
+def _newest(run: str, events: list[dict], newest: int | None) -> str:
+    if newest is None:
+        return "no checkpoint yet"
+    written = [e["time"] for e in events if e["kind"] == "checkpoint" and e["step"] == newest]
+    age = f", {duration(time.time() - written[-1])} old" if written else ""
+    best = [s for s in folders.best_steps(run, folders.complete_steps(run))[:1] if s != newest]
+    return f"newest checkpoint: step {newest}{age}" + (f"; best held-out loss: step {best[0]}" if best else "")
+
+
 def _state(run: str, rows: list[dict], events: list[dict], newest: int | None, steps: int) -> str:
     if newest is not None and newest >= steps:
         return "finished"
@@ -52,6 +58,8 @@ def _state(run: str, rows: list[dict], events: list[dict], newest: int | None, s
         return "stopped by its user"
     if events and events[-1]["kind"] == "failed":
         return "failed"
+    if events and events[-1]["kind"] == "stopped":
+        return "stopped, as asked"
     last = max([e["time"] for e in events] + [r["time"] for r in rows[-1:]], default=0.0)
     silent = time.time() - last
     usual = rows[-1].get("seconds", 0.0) if rows else 0.0
@@ -60,15 +68,18 @@ def _state(run: str, rows: list[dict], events: list[dict], newest: int | None, s
     return "running"
 
 
-def _lost_minutes(rows: list[dict], events: list[dict]) -> float:
-    """Minutes without progress: from the last sign of life before each start to the first row after it."""
-    times = sorted([r["time"] for r in rows])
+def lost_minutes(rows: list[dict], events: list[dict]) -> float:
+    """Minutes without lasting progress: from the last row that was kept at each restart to where the next one began.
+
+    What was computed again is in it, because rows behind the checkpoint are written again.
+    """
+    starts, of_step = [e for e in events if e["kind"] == "start"], {r["step"]: r for r in rows}
     lost = 0.0
-    for event in [e for e in events if e["kind"] == "start" and e["step"]]:
-        before = [t for t in [*times, *(e["time"] for e in events)] if t < event["time"]]
-        after = [t for t in times if t > event["time"]]
-        if before and after:
-            lost += min(after) - max(before)
+    for step in {e["step"] or 0 for e in starts[1:]}:
+        kept, again = of_step.get(step - 1), of_step.get(step)
+        before = kept["time"] if kept else starts[0]["time"]
+        after = again["time"] - again.get("seconds", 0.0) if again else events[-1]["time"]
+        lost += max(0.0, after - before)
     return lost / 60
 
 

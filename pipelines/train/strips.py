@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from pipelines.train.loop import Parts, StepNotes
 from sama.video import encode_image
 
 if TYPE_CHECKING:
+    from pipelines.loading import MicroBatch
     from pipelines.mixture import BatchPlan
     from pipelines.mixture.batch import HeldOut
     from pipelines.tracking import Tracker
@@ -29,7 +32,8 @@ class Strips:
     """Writes samples/step-N-<label>-<key>.png every `strip_every` steps: one row each for source, target, prediction.
 
     The prediction is sampled with the raw weights in `strip_steps` Euler steps without guidance: what the weights say.
-    All ranks do the same forward passes, as sharded weights need it; rank 0 decodes and writes.
+    All ranks do the same forward passes, as sharded weights need it; rank 0 decodes and writes in a thread, while
+    training goes on. Call `close` at the end.
     """
 
     def __init__(
@@ -39,23 +43,39 @@ class Strips:
         self.every, self.steps, self.shift = how.strip_every, how.strip_steps, how.shift
         self.plan, self.encoders, self.tracker = plan, encoders, tracker
         self.items = choose(items, STRIPS)
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
 
     def __call__(self, parts: Parts, row: dict[str, Any], notes: StepNotes) -> None:
         step = parts.progress.step
         if step % self.every and step != parts.steps:
             return
-        for item in self.items:
-            picture = self.draw(parts, item)
-            if picture is not None:
-                name = f"step-{step:06d}-{label_of(item)}-{item.slot.key}.png"
-                uri = storage.join(parts.run, FOLDER, name)
-                storage.write_bytes(uri, picture)
-                if self.tracker is not None:
-                    self.tracker.artifact(uri, FOLDER)
+        drawn = [(item, *self.sample(parts, item)) for item in self.items]
+        if not parts.world.first or not drawn:
+            return
+        self.close()  # one set of pictures at a time
+
+        def write() -> None:
+            try:
+                self._write(parts.run, step, drawn)
+            except Exception as error:  # raised by the next call
+                self._error = error
+
+        self._thread = threading.Thread(target=write, name="strips", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Wait for the pictures; raise what went wrong with them."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
 
     @torch.no_grad()
-    def draw(self, parts: Parts, item: HeldOut) -> bytes | None:
-        """The strip of one sample as png, on rank 0; every rank calls it."""
+    def sample(self, parts: Parts, item: HeldOut) -> tuple[MicroBatch, torch.Tensor]:
+        """A sample and the latents of what the model makes of it; every rank calls it."""
         from pipelines.loading import read_item
         from sama.editing import EditPipeline, EditSettings
 
@@ -70,10 +90,20 @@ class Strips:
         pipeline = EditPipeline(parts.model, self.encoders)
         latents = pipeline.sample(encoded.source_latents, encoded.text_embeds, encoded.text_embeds, how)
         parts.model.train(training)
-        if not parts.world.first:
-            return None
-        predicted = self.encoders.decode_video(latents)[0].numpy()
-        return encode_image(strip([batch.source[0], batch.target[0], predicted]))
+        return batch, latents
+
+    def _write(self, run: str, step: int, drawn: list[tuple[HeldOut, MicroBatch, torch.Tensor]]) -> None:
+        # the VAE keeps what it has seen of a clip in itself: training encodes with it at the same time, so another
+        # face of the same weights decodes here
+        decoder = copy.copy(self.encoders)
+        decoder.vae = copy.copy(self.encoders.vae)
+        for item, batch, latents in drawn:
+            predicted = decoder.decode_video(latents)[0].numpy()
+            picture = encode_image(strip([batch.source[0], batch.target[0], predicted]))
+            uri = storage.join(run, FOLDER, f"step-{step:06d}-{label_of(item)}-{item.slot.key}.png")
+            storage.write_bytes(uri, picture)
+            if self.tracker is not None:
+                self.tracker.artifact(uri, FOLDER)
 
 
 def choose(items: list[HeldOut], count: int) -> list[HeldOut]:

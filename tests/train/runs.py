@@ -38,7 +38,7 @@ def mixture(folder: Path, name: str, steps: int, **changes: Any) -> str:
 
 def settings(folder: Path, run: str, mixture_file: str, data: str, **train: Any) -> Settings:
     how = {
-        "lr": 1e-3, "warmup_steps": 2, "ema_decay": 0.9, "precision": "float32", "gradient_checkpointing": False,
+        "lr": 1e-3, "warmup_steps": 2, "ema_decay": 0.9, "precision": "float32", "activation_checkpointing": "none",
         "checkpoint_every": 2, "heldout_every": 4, "heldout_samples": 4, "strip_every": 4, "strip_steps": 2,
         "workers": 1, **train,
     }  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.config import TrackingSettings
 from pipelines.samples import storage
 from pipelines.train import checkpoint, worker
 from pipelines.train.local import train_here
@@ -78,6 +79,8 @@ def test_killed_and_restarted_run_ends_like_one_that_was_not(
     assert [(m.step, m.value) for m in history] == [(r["step"], r["train/loss"]) for r in theirs]
     assert {"train/loss_sem", "train/grad_norm", "train/lr", "time/wait", "speed/tokens_per_s"} <= set(run.data.metrics)
     assert {"heldout/loss_fm/style", "train/loss_fm/edit", "train/loss_fm/speed"} <= set(run.data.metrics)
+    assert 0 <= run.data.metrics["time/wait_share"] < 1
+    assert any(k.startswith("system/") and k.endswith("/cpu_percent") for k in run.data.metrics)
     assert run.data.tags["sama.stage"] == "0"
     assert run.data.params["train.lr"] == "0.001"
     assert float(run.data.params["mixture.share.clips"]) == pytest.approx(0.5)
@@ -98,16 +101,36 @@ def test_killed_and_restarted_run_ends_like_one_that_was_not(
 
 
 def test_second_stage_starts_from_the_average_of_the_first(data: str, tmp_path: Path) -> None:
-    first = train_here(runs.settings(tmp_path, "stage0", runs.mixture(tmp_path, "zero", 3), data))
+    """And the registry tells the way from the datasets over Stage 0 to Stage 1."""
+
+    def registered(settings):
+        return settings.model_copy(update={"tracking": TrackingSettings(register_as="sama-tiny")})
+
+    first = train_here(registered(runs.settings(tmp_path, "stage0", runs.mixture(tmp_path, "zero", 3), data)))
     second_mixture = runs.mixture(tmp_path, "one", 2, stage=1)
     how = runs.settings(tmp_path, "stage1", second_mixture, data, init_from=first.run, lr=1e-12, checkpoint_every=1)
-    second = train_here(how)
+    second = train_here(registered(how))
     average = checkpoint.load_ema(first.run)[0]
     for which in ("raw", "ema"):
         found = checkpoint.load_weights(second.run, 1, which)[0]
         assert all(torch.allclose(found[n], average[n], atol=1e-7) for n in average)
-    _, run = mlflow_run(second)
+    state = checkpoint.read_state(second.run, 1)
+    assert (state["step"], state["updates"]) == (1, 1)  # its own optimizer, from the start
+    client, run = mlflow_run(second)
     assert run.data.tags["sama.init_run_id"] == first.mlflow_run_id
+
+    final = client.get_model_version_by_alias("sama-tiny", "final")
+    assert (final.run_id, final.source) == (second.mlflow_run_id, checkpoint.folder_of(second.run, 2))
+    assert final.tags["sama.checkpoint"] == final.source
+    assert final.tags["sama.plan_digest"] == run.data.tags["sama.plan_digest"]
+    origin, versions = final.tags["sama.init_run_id"], client.search_model_versions("name = 'sama-tiny'")
+    before = [v for v in versions if v.run_id == origin]
+    assert checkpoint.folder_of(first.run, 3) in [v.tags["sama.checkpoint"] for v in before]
+    inputs = {i.dataset.name for i in client.get_run(before[0].run_id).inputs.dataset_inputs}
+    assert inputs == set(json.loads(before[0].tags["sama.datasets"])) == {"pictures", "clips"}
+    train_here(registered(how))  # done already: nothing new
+    assert len(client.search_model_versions("name = 'sama-tiny'")) == len(versions)
+
     with pytest.raises(InputError, match="no run folder"):
         train_here(runs.settings(tmp_path, "stage2", second_mixture, data, init_from=str(tmp_path / "none")))
     assert not (tmp_path / "stage2").exists()

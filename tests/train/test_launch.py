@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from pipelines.config import LoaderSettings, Settings, TrainSettings
+from pipelines.planner.devices import forward_flops
 from pipelines.samples import provenance
-from pipelines.train import checkpoint, launch, on_ray, run_folder
+from pipelines.train import checkpoint, failures, launch, run_folder
 from pipelines.train.heldout import share
 from pipelines.train.lines import Follower, Pace, step_line
 from pipelines.train.records import METRICS, MetricsFile, add_event
-from pipelines.train.speed import forward_flops, tokens_of
-from pipelines.train.status import describe
+from pipelines.train.speed import tokens_of
+from pipelines.train.status import describe, lost_minutes
 from pipelines.train.strips import GAP, strip
 from sama.errors import InputError
 
@@ -63,11 +64,26 @@ def test_gpus_and_nodes_are_checked_too(monkeypatch: pytest.MonkeyPatch) -> None
         launch.check_resources(settings(cpus_per_worker=6))
 
 
+def test_elastic_workers_leave_the_loader_its_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(monkeypatch, {"CPU": 4.0}, {"CPU": 4.0})
+    launch.check_resources(settings(workers=(2, 64)))
+    assert launch._workers(settings(workers=(2, 64))) == (2, 7)
+    assert launch._workers(settings(workers=(2, 3))) == (2, 3)
+    assert launch._workers(settings(workers=(1, 64), gpus_per_worker=1)) == (1, 64)
+    assert launch._workers(settings(workers=5)) == 5
+    with pytest.raises(InputError, match="8 training workers and 1 dataset need 9 CPUs"):
+        launch.check_resources(settings(workers=(8, 16)))
+    with pytest.raises(InputError, match="give one number of workers"):
+        launch.check_resources(settings(workers=(2, 4), sequence_parallel=2))
+    with pytest.raises(ValueError, match="1 <= least <= most"):
+        settings(workers=(3, 2))
+
+
 def test_the_first_real_error_is_told() -> None:
     error = RuntimeError("many lines")
     error.worker_failures = {0: RuntimeError("[gloo] Connection closed by peer"), 1: ValueError("the clip is empty")}
-    assert on_ray.first_error(error) == "rank 1: ValueError: the clip is empty"
-    assert on_ray.first_error(OSError("disk full")) == "OSError: disk full"
+    assert failures.first_error(error) == "rank 1: ValueError: the clip is empty"
+    assert failures.first_error(OSError("disk full")) == "OSError: disk full"
 
 
 def test_a_step_in_one_line() -> None:
@@ -121,7 +137,7 @@ def test_status_tells_the_story(tmp_path: Path) -> None:
     assert lines[0].endswith(": running")
     assert lines[1] == "step 3 of 4, loss 1.2346"
     assert lines[2] == "no checkpoint yet"
-    assert lines[3].startswith("1 starts, 1 restarts by Ray")
+    assert lines[3] == "0 restarts (1 by Ray), 0.0 minutes lost"  # nothing began again yet
     assert "rank 0: killed" in lines[4]
     provenance.record(str(tmp_path), "train", {}, {"status": "KILLED"}, {}, provenance.now(), provenance.now())
     assert describe(str(tmp_path))[0].endswith(": stopped by its user")
@@ -130,6 +146,47 @@ def test_status_tells_the_story(tmp_path: Path) -> None:
     assert describe(str(tmp_path))[0].endswith(": failed")
     checkpoint.save(str(tmp_path), 4, {}, {"step": 4})
     assert describe(str(tmp_path))[0].endswith(": finished")
+
+
+def test_lost_minutes_count_what_was_done_again() -> None:
+    rows = [{"step": s, "time": 100.0 + 60 * s, "seconds": 60.0} for s in range(3)]  # steps end at 100, 160, 220
+    rows += [{"step": 3, "time": 700.0, "seconds": 60.0}, {"step": 4, "time": 760.0, "seconds": 60.0}]
+    start = {"kind": "start", "step": 0, "time": 30.0}
+    assert lost_minutes(rows[:3], [start]) == 0.0
+    again = {"kind": "start", "step": 3, "time": 500.0}
+    assert lost_minutes(rows, [start, again, again]) == (700 - 60 - 220) / 60
+    assert lost_minutes(rows[:3], [start, again]) == (500 - 220) / 60  # nothing done since
+
+
+def error(name: str, text: str, *bases: type, step: int | None = None) -> Exception:
+    found = type(name, bases or (Exception,), {})(text)
+    if step is not None:
+        found.training_step = step
+    return found
+
+
+def test_what_fails_again_at_the_same_step_is_not_tried_a_third_time() -> None:
+    def judged(*errors: Exception) -> list[bool]:
+        found = failures.Failures()
+        return [found.judge({0: RuntimeError("[gloo] Connection closed by peer"), 1: e}, 9)[1] for e in errors]
+
+    assert judged(ValueError("x"), ValueError("x")) == [True, False]
+    assert judged(error("ValueError", "x", step=4), error("ValueError", "y", step=5)) == [True, True]
+    assert judged(error("ValueError", "x", step=4), error("KeyError", "y", step=4)) == [True, True]
+    dead = error("ActorDiedError", "killed", error("RayActorError", "").__class__)
+    assert judged(*[dead] * 5) == [True] * 5
+    assert judged(error("StorageError", "a", step=1), error("StorageError", "b", step=7)) == [True, False]
+    wrapped = error("RayTaskError", "ray::Map()\n  File x\npipelines.loading.rows.StorageError: no media\n\nUDF failed")
+    assert judged(wrapped, error("StorageError", "no media")) == [True, False]
+    assert failures.sentence(wrapped) == "StorageError: no media"
+    assert judged(InputError("no such file")) == [True]
+    assert judged(error("SupersededError", "another job")) == [False]
+    assert judged(RuntimeError("CUDA out of memory. Tried"), error("OutOfMemoryError", "killed")) == [True, False]
+    assert judged(error("E", "out of memory", step=3), error("E", "out of memory", step=4)) == [True, True]
+    gone = RuntimeError("connection reset")
+    assert failures.Failures().judge({0: gone, 1: dead, 2: ValueError("the cause")}, 0)[0] == (
+        "rank 2: ValueError: the cause"
+    )
 
 
 def test_every_rank_evaluates_equally_often() -> None:

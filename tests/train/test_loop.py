@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from pipelines.train import checkpoint, parallel, state
-from pipelines.train.loop import learning_rate, train_step
+from pipelines.train.loop import train_step
+from pipelines.train.optimizers import learning_rate
 from pipelines.train.parallel import World
 from pipelines.train.records import METRICS, read_rows
 from sama.objective import TimestepSampler, losses
@@ -114,7 +115,7 @@ def test_a_batch_that_is_not_the_next_is_refused(world: World, tmp_path: Path) -
 
 def test_learning_rate_warms_up_and_stays(world: World, tmp_path: Path) -> None:
     settings = toy_ranks.assemble(str(tmp_path), world, 1, lr=2e-5, warmup_steps=4).settings
-    assert [learning_rate(settings, s) for s in (0, 1, 3, 4, 1000)] == pytest.approx([5e-6, 1e-5, 2e-5, 2e-5, 2e-5])
+    assert [learning_rate(settings, s, 1) for s in (0, 1, 3, 4, 1000)] == pytest.approx([5e-6, 1e-5, 2e-5, 2e-5, 2e-5])
 
 
 def test_bfloat16_is_for_matrix_products_only(world: World, tmp_path: Path) -> None:

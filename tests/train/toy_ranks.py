@@ -1,6 +1,6 @@
 """Toy training without data: batches and encodings made from seeds, for one process or several.
 
-As a program (one process per rank): toy_ranks.py RUN STEPS RANK RANKS PORT PRECISION
+As a program (one process per rank): toy_ranks.py RUN STEPS RANK RANKS PORT PRECISION [RESUME]
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from pipelines.config import TrainSettings
-from pipelines.train import parallel, state
+from pipelines.train import parallel, parallel_model, state
 from pipelines.train.callbacks import Book, Checkpoints
 from pipelines.train.ema import Ema
 from pipelines.train.loop import Parts, train
+from pipelines.train.optimizers import build_optimizer
 from pipelines.train.parallel import World
 from sama.objective import EncodedBatch, TimestepSampler
 from sama.randomness import normal
@@ -47,19 +48,24 @@ class ToyBatch:
     real_global_batch: int
     micro_steps: int
     substituted: list[str] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    fetched_bytes: int = 0
+    frames: int = 0
+    rows_ahead: int = 0
+    bytes_ahead: int = 0
 
 
 def batches(world: World, step: int, steps: int, micro_batch: int = 1) -> Iterator[ToyBatch]:
     """This rank's micro-batches: slots in the order (micro-step, rank), filled up with weight 0."""
-    micro_steps = -(-GLOBAL // (world.size * micro_batch))
+    micro_steps = -(-GLOBAL // (world.data_size * micro_batch))
     for at in range(step, steps):
         for micro in range(micro_steps):
-            first = (micro * world.size + world.rank) * micro_batch
+            first = (micro * world.data_size + world.data_rank) * micro_batch
             slots = list(range(first, first + micro_batch))
             real = [s < GLOBAL for s in slots]
             slots = [s if r else 0 for s, r in zip(slots, real, strict=True)]
             yield ToyBatch(
-                at, micro, world.rank, ("image", "video")[at % 2], Bucket(1, 8, 8),
+                at, micro, world.data_rank, ("image", "video")[at % 2], Bucket(1, 8, 8),
                 [1000 * at + s for s in slots], [("edit", "speed")[s % 2] for s in slots],
                 [float(r) for r in real], GLOBAL, micro_steps,
             )  # fmt: skip
@@ -86,10 +92,8 @@ def model() -> SamaTransformer:
 def assemble(run: str, world: World, steps: int, **settings: Any) -> Parts:
     how = TrainSettings(**{"lr": 1e-3, "warmup_steps": 2, "ema_decay": 0.9, "precision": "float32", **settings})
     built = model()
-    if how.gradient_checkpointing:
-        built.enable_gradient_checkpointing()
-    parallel.shard(built, built.blocks, world, how.precision)
-    optimizer = torch.optim.AdamW(built.parameters(), lr=how.lr, fused=True)
+    parallel_model.parallelize(built, world, how)
+    optimizer = build_optimizer(built, how)
     return Parts(
         run, how, world, built, Ema(built, how.ema_decay), optimizer, TimestepSampler(), encode, steps,
         ["edit", "speed"], {"image": 1.0, "video": 0.5},
@@ -102,15 +106,17 @@ def run_to(run: str, world: World, steps: int, resume: int | None = None, **sett
     if resume is not None:
         state.restore(parts, resume)
     book = Book(run, parts.progress.step, None, False) if world.first else None
-    callbacks = [*([book] if book else []), Checkpoints(book, {"preset": "toy"}, None)]
-    train(parts, batches(world, parts.progress.step, steps), callbacks)
+    checkpoints = Checkpoints(book, {"preset": "toy"}, None, parts)
+    train(parts, batches(world, parts.progress.step, steps), [*([book] if book else []), checkpoints])
+    checkpoints.close()
     return parts
 
 
 if __name__ == "__main__":
-    folder, upto, rank, ranks, port, precision = sys.argv[1:]
+    folder, upto, rank, ranks, port, precision = sys.argv[1:7]
+    begin = int(sys.argv[7]) if sys.argv[7:] else None
     os.environ.update(RANK=rank, WORLD_SIZE=ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     torch.set_num_threads(1)
     joined = parallel.join(torch.device("cpu"))
-    done = run_to(folder, joined, int(upto), checkpoint_every=2, precision=precision)
+    done = run_to(folder, joined, int(upto), begin, checkpoint_every=2, precision=precision)
     print(json.dumps({"rank": joined.rank, "local": sum(p.to_local().numel() for p in done.model.parameters())}))
