@@ -9,6 +9,7 @@ from pipelines.config import RaySettings
 from sama.errors import InputError
 
 LOCAL_CPUS = 4  # logical: a loader and two training workers share two cores well, and starve on two slots
+STARTUPS = 8
 
 
 def connect(settings: RaySettings | None = None) -> None:
@@ -27,6 +28,9 @@ def connect(settings: RaySettings | None = None) -> None:
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise InputError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
         else:
+            # Ray warns on the terminal when a node has started several times as many processes as it may start at once,
+            # which is one per core: on a laptop the demo's loader, workers and helpers are that many
+            os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(STARTUPS))
             ray.init(
                 num_cpus=settings.num_cpus or max(LOCAL_CPUS, os.cpu_count() or 1),
                 object_store_memory=settings.object_store_mb * 2**20,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pipelines.samples import storage
 from sama.errors import InputError
@@ -34,33 +34,100 @@ class MicroBatch(Strict):
     video: int = Field(default=1, gt=0)
 
 
+class LoraSettings(Strict):
+    """Small trained matrices beside a frozen model (sama/lora.py)."""
+
+    rank: int = Field(default=16, gt=0)
+    alpha: float = Field(default=16.0, gt=0)
+    targets: list[str] = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]  # ends of module names
+    # modules trained whole: what a text-to-video backbone lacks. [] when starting from a model that edits already
+    whole: list[str] = ["segment_embedding", "siglip_feat_mlp", "semantic_head"]
+
+
 class TrainSettings(Strict):
     """The training loop. Defaults are the paper's where the paper has one (method: section 6)."""
 
-    workers: int = Field(default=1, gt=0)
+    workers: int | tuple[int, int] = 1  # or [least, most]: as many as the cluster has at each (re)start
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
     threads_per_worker: int = Field(default=1, gt=0)
     micro_batch: MicroBatch = MicroBatch()
     lr: float = Field(default=2e-5, gt=0)
     warmup_steps: int = Field(default=100, ge=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # after the warm-up; the others end at zero
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     grad_clip: float = Field(default=1.0, gt=0)
+    spike_factor: float | None = Field(default=None, gt=1)  # skip steps above this multiple of the running median
+    max_skipped: int = Field(default=10, ge=0)  # skipped steps in a row that are survived
     ema_decay: float = Field(default=0.9998, ge=0, lt=1)
+    ema_device: Literal["device", "cpu"] = "device"  # where the average lies; cpu: in host memory
     semantic_weight: float = Field(default=0.1, ge=0)
     timesteps: Literal["wan_shifted", "uniform", "logit_normal"] = "wan_shifted"
     shift: float = Field(default=5.0, gt=0)
     precision: Literal["float32", "bfloat16"] = "bfloat16"
-    gradient_checkpointing: bool = True
+    activation_checkpointing: Literal["none", "block", "selective"] = "block"
+    compile: bool = False
+    cpu_offload: bool = False  # sharded weights, gradients and optimizer in host memory; needs an accelerator
+    hsdp_replicas: int = Field(default=1, gt=0)  # copies of the sharded weights; 1: sharded over all workers
+    sequence_parallel: int = Field(default=1, gt=0)  # workers that share one sequence; divides the attention heads
+    lora: LoraSettings | None = None  # null: all weights are trained
     init_from: str | None = None  # a run folder: model and EMA start from its EMA weights
     checkpoint_every: int = Field(default=500, gt=0)
+    checkpoint_minutes: float | None = Field(default=None, gt=0)  # also whenever the last one is this old
+    checkpoint_async: bool = True  # written while training goes on; takes host memory for one copy of the state
     keep_last: int = Field(default=3, gt=0)
+    keep_best: int = Field(default=1, ge=0)  # and so many with the lowest held-out loss
     max_restarts: int = Field(default=3, ge=0)
     heldout_every: int = Field(default=500, gt=0)
     heldout_samples: int = Field(default=8, gt=0)
     strip_every: int = Field(default=500, gt=0)
     strip_steps: int = Field(default=20, gt=0)
+
+    @field_validator("workers")
+    @classmethod
+    def _range(cls, value: int | tuple[int, int]) -> int | tuple[int, int]:
+        least, most = (value, value) if isinstance(value, int) else value
+        if not 0 < least <= most:
+            raise ValueError("at least 1 worker, or [least, most] with 1 <= least <= most")
+        return value
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def least_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+
+class TextSettings(Strict):
+    """Where text embeddings come from: `live` in the training worker, from a cache of `sama encode`, or from actors."""
+
+    mode: Literal["live", "cached", "actors"] = "live"
+    cache: str | None = None  # what `sama encode --out` wrote
+    offload: bool = False  # live: the text encoder waits in host memory between uses
+    sharded: bool = False  # live: its weights are spread over the workers
+    actors: int = Field(default=1, gt=0)
+    cpus_per_actor: float = Field(default=1.0, gt=0)
+    gpus_per_actor: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _fits(self) -> TextSettings:
+        if self.mode == "cached" and self.cache is None:
+            raise ValueError("mode cached needs text.cache, the folder that `sama encode --out` wrote")
+        if self.mode != "live" and (self.offload or self.sharded):
+            raise ValueError("offload and sharded belong to mode live")
+        if self.offload and self.sharded:
+            raise ValueError("offload and sharded exclude each other")
+        return self
+
+
+class LatentSettings(Strict):
+    """Clean latents of `sama encode --latents`; what the cache does not hold is encoded live."""
+
+    cache: str | None = None
 
 
 class LoaderSettings(Strict):
@@ -77,6 +144,8 @@ class TrackingSettings(Strict):
     uri: str | None = None  # default: sqlite in the run folder's parent
     experiment: str = "sama"
     parent_run: str | None = None
+    register_as: str | None = None  # name of a registered model that gets the final and the best checkpoint as versions
+    system_seconds: float = Field(default=30.0, gt=0)  # how often each node says how busy it is
 
 
 class Settings(Strict):
@@ -88,6 +157,8 @@ class Settings(Strict):
     preset: str = "wan2.1-t2v-14b"
     weights: str | None = None  # hub id or folder that overrides the preset's source of the backbone
     train: TrainSettings = TrainSettings()
+    text: TextSettings = TextSettings()
+    latents: LatentSettings = LatentSettings()
     loader: LoaderSettings = LoaderSettings()
     tracking: TrackingSettings = TrackingSettings()
     ray: RaySettings = RaySettings()

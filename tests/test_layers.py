@@ -15,10 +15,17 @@ from tests.conftest import REPOSITORY
 FLOORS: list[tuple[str, ...]] = [
     ("sama",),
     ("pipelines.config", "pipelines.samples", "pipelines.progress", "pipelines.recipes", "pipelines.cluster_session"),
-    ("pipelines.judge", "pipelines.tracking", "pipelines.tracking_store", "pipelines.planner"),
+    (
+        "pipelines.judge",
+        "pipelines.tracking",
+        "pipelines.tracking_registry",
+        "pipelines.tracking_store",
+        "pipelines.planner",
+    ),
     ("pipelines.curate", "pipelines.ingest"),
     ("pipelines.mixture",),
     ("pipelines.loading",),
+    ("pipelines.encode",),
     ("pipelines.train", "pipelines.evaluate"),
     ("pipelines.edit", "pipelines.report"),
     ("pipelines.demo", "pipelines.doctor"),
