@@ -12,7 +12,7 @@ from pathlib import Path
 from sama.errors import InputError
 
 PACKAGES = (
-    "torch", "ray", "mlflow", "diffusers", "transformers", "pyarrow", "webdataset", "decord2", "av", "safetensors",
+    "torch", "ray", "mlflow", "diffusers", "transformers", "pyarrow", "webdataset", "av", "safetensors",
 )  # fmt: skip
 
 

@@ -158,8 +158,8 @@ def activations(preset: Preset, shape: Shape, dtype: torch.dtype, checkpointing:
     peak = meter.memory(lambda: chain(1).backward(beyond), there).peak - gradients
     if checkpointing != "none":
         kept = hidden.numel() * hidden.element_size()
-    if checkpointing == "selective":  # outputs of self- and cross-attention, and a float32 per row and head
-        kept += 2 * (kept + 4 * shape.samples * tokens * preset.transformer["num_attention_heads"])
+    if checkpointing == "selective":  # self-attention's output, and a float32 per row and head
+        kept += kept + 4 * shape.samples * tokens * preset.transformer["num_attention_heads"]
     around, apart = _outside(preset, shape, dtype)
     return Activations(kept, peak if checkpointing != "none" else max(0, peak - kept), around, apart)
 

@@ -20,7 +20,6 @@ PACKAGES = (
     "torch",
     "pyarrow",
     "av",
-    "decord2",
     "pillow",
     "numpy",
     "diffusers",

@@ -17,6 +17,7 @@ import torch
 
 from pipelines import config
 from pipelines.config import Settings, TrainSettings
+from pipelines.encode.parts import sources
 from pipelines.samples import storage
 from pipelines.train import checkpoint, frozen, parallel, parallel_model, state
 from pipelines.train.callbacks import Book, Checkpoints
@@ -148,7 +149,7 @@ def assemble(
     optimizer = build_optimizer(model, how)
     # frozen encoders compute in the training precision on a device that has it, and exactly on a CPU
     dtype = torch.bfloat16 if how.precision == "bfloat16" and world.device.type == "cuda" else torch.float32
-    encoders = Encoders.from_preset(settings.preset, world.device, dtype, sources=_encoder_sources(settings))
+    encoders = Encoders.from_preset(settings.preset, world.device, dtype, sources=sources(settings.weights))
     mixture = plan.mixture
     encode: BatchEncoder = build_encoder(settings, encoders, mixture.anchors.n, world, text)
     parts = Parts(
@@ -192,13 +193,6 @@ def task_names(mixture: Any) -> list[str]:
 
     video = mixture.streams.video
     return list(dict.fromkeys([EDIT, "none", *(sorted(video.pretext) if video is not None else [])]))
-
-
-def _encoder_sources(settings: Settings) -> dict[str, str] | None:
-    """`weights` may be a whole local backbone folder; then the encoders come from there as well."""
-    if settings.weights and storage.is_folder(storage.join(settings.weights, "vae")):
-        return {"wan": settings.weights}
-    return None
 
 
 def _check_state(found: dict[str, Any], job: Job) -> None:
