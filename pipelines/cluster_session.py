@@ -32,6 +32,7 @@ def connect(settings: RaySettings | None = None) -> None:
             # which is one per core: on a laptop the demo's loader, workers and helpers are that many
             os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(STARTUPS))
             ray.init(
+                address="local",  # never somebody else's Ray that happens to run on this machine
                 num_cpus=settings.num_cpus or max(LOCAL_CPUS, os.cpu_count() or 1),
                 object_store_memory=settings.object_store_mb * 2**20,
                 include_dashboard=False,
