@@ -33,8 +33,8 @@ def no_faces(frames: np.ndarray) -> tuple[int, float]:
 @pytest.fixture
 def root(tmp_path: Path) -> str:
     clip = world.render(world.random_scene(1), 17, 96, 128)
-    dark, white = clip // 8, np.full_like(clip, 255)
-    where = write_media_root(tmp_path / "root", {"dark": (clip, dark), "plain": (clip, clip), "white": (clip, white)})
+    dark, white, moved = clip // 8, np.full_like(clip, 255), np.roll(clip, 3, axis=2)
+    where = write_media_root(tmp_path / "root", {"dark": (clip, dark), "plain": (clip, moved), "white": (clip, white)})
     add_signals(where, [signals_entry(r) for r in read_index(where).to_pylist()])
     return where
 
