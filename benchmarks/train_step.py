@@ -15,12 +15,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
 
+import numpy as np
 import torch
 
 from pipelines.config import TrainSettings
+from pipelines.loading import MicroBatch
 from pipelines.planner.devices import forward_flops
 from pipelines.train import parallel, parallel_model
 from pipelines.train.callbacks import Book
@@ -99,14 +99,16 @@ def made_up(args: argparse.Namespace, world: parallel.World) -> EncodedBatch:
     )  # fmt: skip
 
 
-def batches(parts: Parts) -> Iterator[Any]:
+def batches(parts: Parts) -> Iterator[MicroBatch]:
     """Endless micro-batches without pixels."""
-    step = parts.progress.step
+    step, none = parts.progress.step, np.zeros((1, 0, 0, 0, 3), np.uint8)
     while True:
-        yield SimpleNamespace(
-            step=step, micro=0, rank=parts.world.rank, stream="video", bucket=Bucket(1, 8, 8), seeds=[1],
-            tasks=["edit"], weights=[1.0], real_global_batch=parts.world.size, micro_steps=1, substituted=[],
-            timings={}, nbytes=0, keys=["made-up"],
+        yield MicroBatch(
+            step=step, micro=0, rank=parts.world.data_rank, stream="video", bucket=Bucket(1, 8, 8), source=none,
+            target=none, prompts=[""], tasks=["edit"], keys=["made-up"], datasets=[""], categories=[""],
+            slots=np.zeros(1, np.int32), starts=np.zeros(1, np.int32), seeds=np.ones(1, np.int64),
+            weights=np.ones(1, np.float32), drop_source=np.zeros(1, bool), real_global_batch=parts.world.data_size,
+            micro_steps=1,
         )  # fmt: skip
         step += 1
 

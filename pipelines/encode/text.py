@@ -193,7 +193,8 @@ def shard(encoders: Encoders, mesh: Any) -> None:
     encoders.device = home
     for block in model.encoder.block:
         fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    # by default the outermost group, the token table among it, would stay gathered after its first use
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 def source_of(
