@@ -53,13 +53,11 @@ def _newest(run: str, events: list[dict], newest: int | None) -> str:
 def _state(run: str, rows: list[dict], events: list[dict], newest: int | None, steps: int) -> str:
     if newest is not None and newest >= steps:
         return "finished"
+    if events and events[-1]["kind"] in ("failed", "stopped"):
+        return {"failed": "failed", "stopped": "stopped, as asked"}[events[-1]["kind"]]
     ended = (provenance.read(run) or {}).get("counts", {}).get("status")  # empty while a driver is at work
     if ended == "KILLED":
         return "stopped by its user"
-    if events and events[-1]["kind"] == "failed":
-        return "failed"
-    if events and events[-1]["kind"] == "stopped":
-        return "stopped, as asked"
     last = max([e["time"] for e in events] + [r["time"] for r in rows[-1:]], default=0.0)
     silent = time.time() - last
     usual = rows[-1].get("seconds", 0.0) if rows else 0.0
