@@ -129,7 +129,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [0, 2])
+@pytest.mark.parametrize("case", [0])
 def test_the_estimate_is_near_what_training_takes(case: int) -> None:
     code = f"import sys; sys.path.insert(0, 'benchmarks'); import memory; print(memory.in_a_process({case}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
