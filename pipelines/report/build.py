@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import time
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from pipelines.report.data import Root, read_root
 from pipelines.report.edits import SHOWN, read_edits
 from pipelines.report.markup import Markup, duration, number, tag
 from pipelines.report.media import Album
+from pipelines.report.page import Section, page
 from pipelines.report.runs import Run, read_run
 from pipelines.samples import storage
 
@@ -62,10 +62,10 @@ def build(
     next_steps = provenance.commands(facts.uri, [r.uri for r in found_runs], key)
     origin = Markup(provenance.section(origins) + provenance.versions(origins) + next_steps)
     sections.append(("provenance", "Provenance", "What was run, when, by which code.", origin))
-    page = _page(title, facts, found_runs, len(edits), sections)
+    made = _page(title, facts, found_runs, len(edits), sections)
     uri = storage.absolute(out)
-    storage.write_bytes(uri, page)
-    say(f"report: {uri} ({len(page) / 1e6:.1f} MB, {duration(time.monotonic() - began)})")
+    storage.write_bytes(uri, made)
+    say(f"report: {uri} ({len(made) / 1e6:.1f} MB, {duration(time.monotonic() - began)})")
     return uri
 
 
@@ -171,27 +171,7 @@ def _card(what: str, value: str, note: str, kind: str = "") -> Markup:
     return tag("div", *inside, class_=f"card {kind}".strip())
 
 
-def _page(title: str, facts: Root, runs: list[Run], edits: int, sections: list[tuple[str, str, str, Markup]]) -> str:
-    style = (importlib.resources.files("pipelines.report") / "style.css").read_text()
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_policy(facts)),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", title),
-        tag("style", Markup(style)),
-    )
+def _page(title: str, facts: Root, runs: list[Run], edits: int, sections: list[Section]) -> str:
     chosen = (" · selection ", tag("code", facts.selection)) if facts.selection else ()
-    where = (tag("code", facts.uri), *chosen)
-    header = tag("header", tag("h1", title), tag("p", where, class_="lead"), id="top")
-    nav = tag("nav", tag("div", [tag("a", anchor, href=f"#{anchor}") for anchor, *_ in sections]))
     summary = tag("section", _cards(facts, runs, edits), id="summary")
-    body = [
-        tag("section", tag("h2", name), tag("p", lead, class_="lead") if lead else "", content, id=anchor)
-        for anchor, name, lead, content in sections
-    ]
-    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    footer = tag("footer", f"Made {made}. This page holds everything it shows and loads nothing.")
-    return "<!doctype html>\n" + tag(
-        "html", head, tag("body", header, nav, tag("main", summary, body), footer), lang="en"
-    )
+    return page(title, _policy(facts), sections, (tag("code", facts.uri), *chosen), summary)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import time
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from pipelines.report.charts import COLOURS, Bar, Line, line_chart, smooth, stac
 from pipelines.report.markup import Markup, duration, number, tag
 from pipelines.report.media import Album
 from pipelines.report.mixture import counts_of
+from pipelines.report.page import page
 from pipelines.report.runs import Curve, Run, read_run
 from pipelines.report.sections_runs import strip_name
 from pipelines.samples import storage
@@ -46,10 +46,10 @@ def build(uris: Sequence[str], out: str = "compare.html", title: str = "SAMA run
         ("strips", "The same held-out samples", "The newest strip of each run: source, wanted, the model's own.",
          _strips(runs, names, Album(STRIPS_MB * 2**20, media))),
     ]  # fmt: skip
-    page = _page(title, [s for s in sections if s[3]])
+    made = page(title, POLICY, [s for s in sections if s[3]])
     uri = storage.absolute(out)
-    storage.write_bytes(uri, page)
-    say(f"compare: {uri} ({len(page) / 1e6:.1f} MB, {duration(time.monotonic() - began)})")
+    storage.write_bytes(uri, made)
+    say(f"compare: {uri} ({len(made) / 1e6:.1f} MB, {duration(time.monotonic() - began)})")
     return uri
 
 
@@ -188,24 +188,3 @@ def _strips(runs: Sequence[Run], names: Sequence[str], album: Album) -> Markup:
     if not out and any(newest):
         return tag("p", "No held-out sample has a strip in more than one of these runs.", class_="quiet")
     return Markup("".join(out))
-
-
-def _page(title: str, sections: Sequence[tuple[str, str, str, Markup]]) -> str:
-    style = (importlib.resources.files("pipelines.report") / "style.css").read_text()
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("title", title),
-        tag("style", Markup(style)),
-    )
-    nav = tag("nav", tag("div", [tag("a", anchor, href=f"#{anchor}") for anchor, *_ in sections]))
-    body = [
-        tag("section", tag("h2", name), tag("p", lead, class_="lead"), content, id=anchor)
-        for anchor, name, lead, content in sections
-    ]
-    made = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    footer = tag("footer", f"Made {made}. This page holds everything it shows and loads nothing.")
-    header = tag("header", tag("h1", title), id="top")
-    return "<!doctype html>\n" + tag("html", head, tag("body", header, nav, tag("main", body), footer), lang="en")

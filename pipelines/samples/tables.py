@@ -76,7 +76,6 @@ SIGNALS = pa.schema(
 )  # fmt: skip
 
 SCORES = ("instruction_following", "visual_quality", "content_preservation", "motion_consistency")
-ANSWER_STATES = ("ok", "unparseable", "refused", "http_error", "timeout", "skipped")
 _ASKED = [
     ("model", WORD), ("model_revision", WORD), ("prompt_id", WORD), ("prompt_version", WORD), ("turn", pa.int8()),
     ("seed", pa.int64()), ("temperature", pa.float32()), ("frames", pa.int16()), ("width", pa.int16()),

@@ -67,10 +67,13 @@ def estimate(settings: Settings, rates: Rates, per_node: int = 8, kind: str = "c
     )
 
 
-def fitting(settings: Settings, rates: Rates, per_node: int = 8) -> Layout | None:
-    """The smallest change of the layout that fits into the device, None when nothing tried does."""
+def fitting(settings: Settings, rates: Rates, per_node: int = 8, work: Sequence[Steps] | None = None) -> Layout | None:
+    """The smallest change of the layout that fits into the device, None when nothing tried does.
+
+    work: the steps of an estimate that was made already, so that nothing is planned twice.
+    """
     preset = get_preset(settings.preset)
-    work, _ = work_of(settings)
+    work = work_of(settings)[0] if work is None else work
     shapes = [w.shape for w in work]
     layout = layout_of(settings, per_node)
     for other in neighbours(layout, preset.transformer["num_attention_heads"]):

@@ -40,7 +40,8 @@ def estimate(
     found = room.estimate(settings, rates, per_node)
     say(json.dumps(room.as_tree(found), indent=1) if as_json else "\n".join(room.lines(found, rates, grace, disk)))
     if not found.fits:
-        raise room.refuse(found, room.fitting(settings, rates, per_node))
+        better = room.fitting(settings, rates, per_node, [c.steps for c in found.work])
+        raise room.refuse(found, better)
 
 
 estimate.__doc__ = ESTIMATE_HELP

@@ -17,7 +17,7 @@ import torch
 
 from pipelines import config
 from pipelines.config import Settings, TrainSettings
-from pipelines.encode.parts import sources
+from pipelines.encode.parts import precision, sources
 from pipelines.samples import storage
 from pipelines.train import checkpoint, frozen, parallel, parallel_model, state
 from pipelines.train.callbacks import Book, Checkpoints
@@ -147,8 +147,7 @@ def assemble(
     how = settings.train
     model = build_model(settings, world, fresh and not how.init_from)
     optimizer = build_optimizer(model, how)
-    # frozen encoders compute in the training precision on a device that has it, and exactly on a CPU
-    dtype = torch.bfloat16 if how.precision == "bfloat16" and world.device.type == "cuda" else torch.float32
+    dtype = precision(how.precision, world.device.type)
     encoders = Encoders.from_preset(settings.preset, world.device, dtype, sources=sources(settings.weights))
     mixture = plan.mixture
     encode: BatchEncoder = build_encoder(settings, encoders, mixture.anchors.n, world, text)
