@@ -25,7 +25,7 @@ from sama.errors import InputError
 __all__ = ["RunResult", "StoppedError", "TrainingFailedError", "train"]
 
 RAY_FOLDER = "ray"  # Ray Train's own files in the run folder; nothing of ours depends on them
-ELASTIC_PATIENCE_S = 60.0
+ELASTIC_PATIENCE_S = 30.0  # longer than Ray's 20 s between two counts of the machines
 CONTROLLER_FAILURES = 3  # a worker group that does not start is tried this often again, not for ever
 
 

@@ -128,7 +128,8 @@ def test_attention_backends(name: str, dtype: torch.dtype, wanted: Results) -> N
 
 def test_the_backend_of_a_model_is_set_as_in_diffusers(wanted: Results) -> None:
     model = toy()
-    model.set_attention_backend("_native_math")
+    with attention_backend("native"):  # diffusers sets it for the whole process, too: put it back
+        model.set_attention_backend("_native_math")
     used: list[Any] = [block.attn1.processor._attention_backend for block in model.blocks]
     assert {str(getattr(u, "value", u)) for u in used} == {"_native_math"}
     assert errors(computed(model), wanted)[0] < FLOAT32

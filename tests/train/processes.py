@@ -40,7 +40,9 @@ class Process:
         return self.popen.pid
 
     def output(self) -> str:
-        return self.log.read_text(errors="replace")
+        """What it printed, without the lines of the actor of Ray that wants a dashboard."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return "\n".join(line for line in lines if "PlacementGroupCleaner" not in line)
 
     def end(self, seconds: float = 240.0) -> int:
         return self.popen.wait(seconds)
