@@ -148,7 +148,10 @@ def test_two_ranks_train_like_one_and_their_checkpoint_loads_on_one(world: World
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     script = str(Path(__file__).parent / "toy_ranks.py")
-    commands = [[sys.executable, script, str(tmp_path / "two"), "4", str(r), "2", port, "float32"] for r in range(2)]
+    commands = [
+        [sys.executable, script, str(tmp_path / "two"), "4", str(r), "2", port, "float32", "-", "1", "1"]
+        for r in range(2)
+    ]
     pipe = subprocess.PIPE
     ranks = [subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) for command in commands]
     outs = [p.communicate(timeout=240) for p in ranks]

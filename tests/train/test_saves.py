@@ -149,27 +149,32 @@ def test_machines_say_how_busy_they_are_now_and_then(
     assert 0 < values["memory_percent"] < 100
 
 
-def ranks(run: Path, count: int, steps: int, *resume: str) -> None:
+def ranks(run: Path, count: int, steps: int, resume: int | None = None, replicas: int = 1, sequence: int = 1) -> None:
+    """Train in `count` processes up to `steps`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     script = str(Path(__file__).parent / "toy_ranks.py")
+    begin = "-" if resume is None else str(resume)
     found = [
-        Process([sys.executable, script, str(run), str(steps), str(r), str(count), port, "float32", *resume],
-                run.parent / f"{run.name}-{count}-{r}.log")
+        Process([sys.executable, script, str(run), str(steps), str(r), str(count), port, "float32", begin,
+                 str(replicas), str(sequence)], run.parent / f"{run.name}-{count}-{r}.log")
         for r in range(count)
     ]  # fmt: skip
     assert [p.end(240) for p in found] == [0] * count, [p.output()[-2000:] for p in found]
 
 
 @pytest.mark.slow
-def test_saved_on_four_ranks_resumed_on_two_and_on_one(world: World, tmp_path: Path) -> None:
-    """Weights, average and both moments; each change of the number of ranks agrees with one rank to rounding."""
+@pytest.mark.parametrize(("replicas", "sequence"), [(1, 1), (2, 2)])
+def test_saved_on_four_ranks_resumed_on_two_and_on_one(
+    world: World, tmp_path: Path, replicas: int, sequence: int
+) -> None:
+    """Weights, average and both moments; each change of the layout agrees with one rank to rounding."""
     one = toy_ranks.run_to(str(tmp_path / "one"), world, 6, checkpoint_every=2)
-    ranks(tmp_path / "many", 4, 2)
+    ranks(tmp_path / "many", 4, 2, None, replicas, sequence)
     saved = toy_ranks.assemble(str(tmp_path / "many"), world, 6)
     state.restore(saved, 2)
-    ranks(tmp_path / "many", 2, 4, "2")
+    ranks(tmp_path / "many", 2, 4, 2, 1, sequence)
     last = toy_ranks.run_to(str(tmp_path / "many"), world, 6, resume=4, checkpoint_every=2)
     assert [checkpoint.read_state(str(tmp_path / "many"), s)["world_size"] for s in (2, 4, 6)] == [4, 2, 1]
     assert [r["step"] for r in rows(tmp_path / "many")] == list(range(6))

@@ -1,6 +1,6 @@
 """Toy training without data: batches and encodings made from seeds, for one process or several.
 
-As a program (one process per rank): toy_ranks.py RUN STEPS RANK RANKS PORT PRECISION [RESUME]
+As a program (one process per rank): toy_ranks.py RUN STEPS RANK RANKS PORT PRECISION RESUME|- REPLICAS SEQUENCE
 """
 
 from __future__ import annotations
@@ -113,10 +113,10 @@ def run_to(run: str, world: World, steps: int, resume: int | None = None, **sett
 
 
 if __name__ == "__main__":
-    folder, upto, rank, ranks, port, precision = sys.argv[1:7]
-    begin = int(sys.argv[7]) if sys.argv[7:] else None
+    folder, upto, rank, ranks, port, precision, begin, replicas, sequence = sys.argv[1:]
     os.environ.update(RANK=rank, WORLD_SIZE=ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     torch.set_num_threads(1)
-    joined = parallel.join(torch.device("cpu"))
-    done = run_to(folder, joined, int(upto), begin, checkpoint_every=2, precision=precision)
+    joined = parallel.join(torch.device("cpu"), int(replicas), int(sequence))
+    how = {"precision": precision, "hsdp_replicas": int(replicas), "sequence_parallel": int(sequence)}
+    done = run_to(folder, joined, int(upto), None if begin == "-" else int(begin), checkpoint_every=2, **how)
     print(json.dumps({"rank": joined.rank, "local": sum(p.to_local().numel() for p in done.model.parameters())}))
