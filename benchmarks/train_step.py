@@ -57,7 +57,13 @@ def main() -> None:
 
 def assemble(args: argparse.Namespace, world: parallel.World) -> Parts:
     """A random model of the preset, sharded, with optimizer and EMA, and a batch that is encoded already."""
-    how = TrainSettings(precision=args.precision, activation_checkpointing=args.checkpointing, warmup_steps=0)
+    how = TrainSettings(
+        precision=args.precision,
+        activation_checkpointing=args.checkpointing,
+        attention=args.attention,
+        compile=args.compile,
+        warmup_steps=0,
+    )
     with torch.device("meta"):
         model = SamaTransformer(**transformer_config(get_preset(args.preset)))
     model.train()
@@ -209,6 +215,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--precision", default=None, choices=["float32", "bfloat16"])
     parser.add_argument("--checkpointing", default="none", choices=["none", "block", "selective"])
+    parser.add_argument("--attention", default=None, help="one of diffusers' attention backends")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)

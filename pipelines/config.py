@@ -69,6 +69,7 @@ class TrainSettings(Strict):
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     activation_checkpointing: Literal["none", "block", "selective"] = "block"
     compile: bool = False
+    attention: str | None = None  # one of diffusers' attention backends (flash, _flash_3, sage, ...); null: torch's own
     cpu_offload: bool = False  # sharded weights, gradients and optimizer in host memory; needs an accelerator
     hsdp_replicas: int = Field(default=1, gt=0)  # copies of the sharded weights; 1: sharded over all workers
     sequence_parallel: int = Field(default=1, gt=0)  # workers that share one sequence; divides the attention heads

@@ -5,10 +5,12 @@ Sequence parallelism (parallel_sequence.py) comes first of all: it only swaps wh
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from typing import Any
 
 import torch
+from diffusers.models.attention_dispatch import AttentionBackendName
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from pipelines.config import TrainSettings
@@ -30,10 +32,34 @@ def parallelize(model: Any, world: World, how: TrainSettings) -> Any:
         parallel_sequence.split(model, world)
     elif how.compile and selective:
         parallel_sequence.keep_apart(model, world)
+    if how.attention is not None:
+        choose_attention(model, how.attention, selective)
     recompute(model, how.activation_checkpointing)
     if how.compile:
         compile_blocks(model)
     return shard(model, world, how.precision, how.cpu_offload)
+
+
+def choose_attention(model: Any, name: str, selective: bool = False) -> None:
+    """Let every attention of `model` go through one of diffusers' backends.
+
+    selective: whether the results of self-attention are to be kept, which works for torch's own kernels only.
+    InputError for an unknown name, and for a backend that this machine lacks.
+    """
+    known = [backend.value for backend in AttentionBackendName]
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+        raise InputError(f"train.attention: {name} is not an attention backend; {hint}")
+    if selective and (name == "_native_math" or "native" not in name):
+        raise InputError(
+            f"train.attention = {name}: train.activation_checkpointing = selective keeps the results of torch's own "
+            "attention kernels only; use block"
+        )
+    try:
+        model.set_attention_backend(name)
+    except (ImportError, RuntimeError, ValueError, NotImplementedError) as reason:
+        raise InputError(f"train.attention: {name} cannot be used here: {str(reason).splitlines()[0]}") from None
 
 
 def compile_blocks(model: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_dispatch import attention_backend
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -67,6 +68,24 @@ def test_what_is_computed_again(world: World) -> None:
     assert counts["block"][0] == 8
     assert counts["selective"][0] == 6  # only cross-attention again
     assert counts["none"][1] < counts["block"][1] == counts["selective"][1]
+
+
+def test_attention_goes_through_the_backend_that_was_chosen(world: World) -> None:
+    counts, results = {}, {}
+    for name in (None, "_native_math"):
+        with attention_backend("native"):  # diffusers sets a model's choice for the whole process, too: put it back
+            model = built(world, attention=name)
+            with Count() as count:
+                results[name] = losses(model, batch(), TimestepSampler()).total.sum().item()
+        counts[name] = count.attention
+    assert counts == {None: 4, "_native_math": 0}
+    assert results["_native_math"] == pytest.approx(results[None], rel=1e-5)
+    with pytest.raises(InputError, match=r"flahs is not an attention backend; did you mean flash\?"):
+        built(world, attention="flahs")
+    with pytest.raises(InputError, match=r"train.attention = _native_math: .* use block"):
+        built(world, attention="_native_math", activation_checkpointing="selective")
+    with pytest.raises(InputError, match=r"train.attention: sage cannot be used here: "):
+        built(world, attention="sage")
 
 
 def test_all_buckets_share_what_is_compiled(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
