@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-from pipelines.planner.model import Lora
 from sama.errors import InputError
+
+if TYPE_CHECKING:
+    from pipelines.planner.model import Lora
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,8 @@ class Layout:
 
     def check(self, heads: int) -> None:
         """InputError for a layout that cannot be built."""
-        if self.workers % self.replicas:
-            raise InputError(f"{self.replicas} replicas do not divide {self.workers} workers")
-        if heads % self.sequence:
-            valid = ", ".join(str(d) for d in range(1, heads + 1) if heads % d == 0)
-            raise InputError(
-                f"a sequence-parallel degree of {self.sequence} does not divide {heads} heads: use one of {valid}"
-            )
-        if self.workers % self.sequence:
-            raise InputError(f"groups of {self.sequence} do not divide {self.workers} workers")
+        check_heads(heads, self.sequence)
+        check_layout(self.workers, self.replicas, self.sequence)
 
     def describe(self) -> str:
         """The layout as the settings that make it."""
@@ -61,6 +58,30 @@ class Layout:
         said += ["train.cpu_offload=true"] if self.offload else []
         said += [] if self.text_live else ["text.mode=cached"]
         return " ".join(said)
+
+
+def check_layout(workers: int, replicas: int, sequence: int) -> None:
+    """InputError unless the workers divide into replicas of whole sequence groups."""
+    if workers % sequence:
+        raise InputError(
+            f"{workers} training workers do not form groups of train.sequence_parallel = {sequence}; "
+            f"possible are {_listed(d for d in range(1, workers + 1) if workers % d == 0)}"
+        )
+    if (workers // sequence) % replicas:
+        groups = workers // sequence
+        raise InputError(
+            f"train.hsdp_replicas = {replicas} does not divide the {groups} data ranks; "
+            f"possible are {_listed(d for d in range(1, groups + 1) if groups % d == 0)}"
+        )
+
+
+def check_heads(heads: int, degree: int) -> None:
+    """InputError unless every member gets the same number of attention heads."""
+    if heads % degree:
+        raise InputError(
+            f"train.sequence_parallel = {degree} does not divide the model's {heads} attention heads; "
+            f"possible are {_listed(d for d in range(1, heads + 1) if heads % d == 0)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -108,3 +129,7 @@ def neighbours(layout: Layout, heads: int) -> list[Layout]:
         more = replace(current, workers=layout.workers * times, eight_bit=layout.eight_bit)
         found.append(replace(more, ema_on_cpu=layout.ema_on_cpu))
     return [f for f in dict.fromkeys(found) if f != layout]
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(str(n) for n in numbers)

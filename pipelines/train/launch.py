@@ -11,6 +11,7 @@ from types import FrameType
 from pipelines import cluster_session
 from pipelines.config import Settings
 from pipelines.encode import actors as text_actors
+from pipelines.planner.layout import check_heads, check_layout
 from pipelines.progress import say
 from pipelines.samples import storage
 from pipelines.train import folders
@@ -21,6 +22,7 @@ from pipelines.train.on_ray import DATA, nothing, on_worker, rest_of, restart_lo
 from pipelines.train.records import add_event
 from pipelines.train.run_folder import Prepared, RunResult, conclude, prepare
 from sama.errors import InputError
+from sama.presets import get_preset
 
 __all__ = ["RunResult", "StoppedError", "TrainingFailedError", "train"]
 
@@ -115,6 +117,8 @@ def check_resources(settings: Settings) -> None:
             f"train.workers from {count} to {how.most_workers}: a number in between may not divide into "
             "train.sequence_parallel groups and train.hsdp_replicas; give one number of workers"
         )
+    check_heads(get_preset(settings.preset).transformer["num_attention_heads"], how.sequence_parallel)
+    check_layout(count, how.hsdp_replicas, how.sequence_parallel)
     needed = count * how.cpus_per_worker + loader + text_cpus
     workers = f"{count} training worker{'s' if count > 1 else ''}{texts}"
     if needed > cpus:

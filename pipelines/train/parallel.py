@@ -18,7 +18,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from sama.errors import InputError
+from pipelines.planner.layout import check_layout
 
 T = TypeVar("T")
 
@@ -119,21 +119,6 @@ def join(device: torch.device | None = None, replicas: int = 1, sequence: int = 
     return World(rank, size, device, mesh, replicas, sequence, group)
 
 
-def check_layout(workers: int, replicas: int, sequence: int) -> None:
-    """InputError unless the workers divide into replicas of whole sequence groups."""
-    if workers % sequence:
-        raise InputError(
-            f"{workers} training workers do not form groups of train.sequence_parallel = {sequence}; "
-            f"possible are {_listed(d for d in range(1, workers + 1) if workers % d == 0)}"
-        )
-    if (workers // sequence) % replicas:
-        groups = workers // sequence
-        raise InputError(
-            f"train.hsdp_replicas = {replicas} does not divide the {groups} data ranks; "
-            f"possible are {_listed(d for d in range(1, groups + 1) if groups % d == 0)}"
-        )
-
-
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's own part of a (possibly) distributed tensor; shares its memory."""
     tensor = tensor.detach()
@@ -154,7 +139,3 @@ def clip(parameters: Iterable[nn.Parameter], norm: float, largest: float) -> Non
     if norm > largest:
         gradients = [local(p.grad) for p in parameters if p.grad is not None]
         torch._foreach_mul_(gradients, largest / (norm + 1e-6))
-
-
-def _listed(numbers: Iterable[int]) -> str:
-    return ", ".join(str(n) for n in numbers)

@@ -16,24 +16,14 @@ import torch
 import torch.distributed as dist
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 
+from pipelines.planner.layout import check_heads
 from pipelines.train.parallel import World
-from sama.errors import InputError
 
 
 def shares(tokens: int, members: int) -> list[int]:
     """Tokens of each member, as even as possible, larger shares first."""
     least, more = divmod(tokens, members)
     return [least + (m < more) for m in range(members)]
-
-
-def check_heads(heads: int, degree: int) -> None:
-    """InputError unless every member gets the same number of attention heads."""
-    if heads % degree:
-        valid = ", ".join(str(d) for d in range(1, heads + 1) if heads % d == 0)
-        raise InputError(
-            f"train.sequence_parallel = {degree} does not divide the model's {heads} attention heads; "
-            f"possible are {valid}"
-        )
 
 
 def split(model: Any, world: World) -> None:

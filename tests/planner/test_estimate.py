@@ -86,7 +86,7 @@ def test_a_layout_that_cannot_fit_is_refused_with_one_that_does(tmp_path: Path) 
 
 
 def test_degrees_that_do_not_divide_the_heads(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="does not divide 40 heads: use one of 1, 2, 4, 5"):
+    with pytest.raises(InputError, match="does not divide the model's 40 attention heads; possible are 1, 2, 4, 5"):
         estimate.estimate(settings(tmp_path, workers=6, sequence_parallel=3), RATES)
 
 

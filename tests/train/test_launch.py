@@ -79,6 +79,17 @@ def test_elastic_workers_leave_the_loader_its_cpu(monkeypatch: pytest.MonkeyPatc
         settings(workers=(3, 2))
 
 
+def test_a_layout_that_does_not_divide_is_refused_before_any_worker_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster(monkeypatch, {"CPU": 64.0})
+    with pytest.raises(InputError, match="= 3 does not divide the model's 40 attention heads; possible are 1, 2, 4"):
+        launch.check_resources(settings(workers=6, sequence_parallel=3))
+    with pytest.raises(InputError, match=r"6 training workers do not form groups of train\.sequence_parallel = 4"):
+        launch.check_resources(settings(workers=6, sequence_parallel=4))
+    with pytest.raises(InputError, match="hsdp_replicas = 4 does not divide the 6 data ranks"):
+        launch.check_resources(settings(workers=6, hsdp_replicas=4))
+    launch.check_resources(settings(workers=8, hsdp_replicas=2, sequence_parallel=4))
+
+
 def test_the_first_real_error_is_told() -> None:
     error = RuntimeError("many lines")
     error.worker_failures = {0: RuntimeError("[gloo] Connection closed by peer"), 1: ValueError("the clip is empty")}

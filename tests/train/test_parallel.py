@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.train.parallel import check_layout
+from pipelines.planner.layout import check_heads, check_layout
 from pipelines.train.parallel_batch import divide
-from pipelines.train.parallel_sequence import check_heads, shares
+from pipelines.train.parallel_sequence import shares
 from sama.errors import InputError
 from tests.train import parallel_ranks
 from tests.train.parallel_ranks import Case
