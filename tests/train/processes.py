@@ -44,7 +44,7 @@ class Process:
         lines = self.log.read_text(errors="replace").splitlines()
         return "\n".join(line for line in lines if "PlacementGroupCleaner" not in line)
 
-    def end(self, seconds: float = 240.0) -> int:
+    def end(self, seconds: float = 480.0) -> int:
         return self.popen.wait(seconds)
 
 
@@ -58,7 +58,7 @@ def torchrun(config_file: Path, log: Path, ranks: int) -> Process:
     return Process([sys.executable, "-m", "torch.distributed.run", *module], log)
 
 
-def wait_for(what: Callable[[], T], process: Process | None = None, seconds: float = 150.0) -> T:
+def wait_for(what: Callable[[], T], process: Process | None = None, seconds: float = 300.0) -> T:
     """The first true value of what(); fails when the process ends before or time is up."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

@@ -20,7 +20,7 @@ from tests.train import processes, runs
 from tests.train.conftest import add_machine
 from tests.train.processes import curve, machine_of, pids, rows, starts, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 STEPS = 24
 
 
