@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,10 +57,16 @@ class EditSettings:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"steps must be at least 1, not {self.steps}")
+        for name in ("shift", "guidance", "source_guidance"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"{name} must be a number, not {value}")
         if self.shift <= 0:
             raise InputError(f"shift must be above 0, not {self.shift}")
         if self.seed < 0:
             raise InputError(f"seed must be 0 or more, not {self.seed}")
+        if self.anchors < 0:
+            raise InputError(f"anchors must be 0 or more, not {self.anchors}")
         if self.no_source not in NO_SOURCE:
             raise InputError(f"{self.no_source} is not a way to leave the source out; there are {', '.join(NO_SOURCE)}")
         if self.frames_per_window < 1 or self.frames_per_window % TEMPORAL != 1:

@@ -106,6 +106,10 @@ def load_pipeline(
     if (run is None) == (weights is None):
         raise InputError("name the weights to edit with: --run RUN or --weights PATH, one of the two")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"--device {device}: there is no such device here") from None
     dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     if run is not None:
         found = load_run(run, step)
