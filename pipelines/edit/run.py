@@ -150,9 +150,12 @@ def _write(
         "edited_at": [edited.frames.shape[2], edited.frames.shape[1]],
         **facts,
     }
-    storage.write_bytes(out, edited.data)
-    storage.write_bytes(f"{stem}.strip.png", edited.strip())
-    storage.write_bytes(f"{stem}.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    try:
+        storage.write_bytes(out, edited.data)
+        storage.write_bytes(f"{stem}.strip.png", edited.strip())
+        storage.write_bytes(f"{stem}.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {str(error).splitlines()[0]}") from None
     return about
 
 
