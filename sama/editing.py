@@ -20,6 +20,7 @@ import torch
 
 from sama import sampler
 from sama.errors import InputError
+from sama.offload import blocks_on
 from sama.randomness import normal
 from sama.sampler import State
 
@@ -109,13 +110,17 @@ class EditPipeline:
     """A `SamaTransformer` and the `Encoders` of its preset, ready to edit. Nothing here keeps state between edits.
 
     offload: a device too small for both at once. Transformer and encoders live on the CPU and each is there only
-    while it works; the text encoder, the largest, is dropped once the prompts are encoded.
+    while it works; the text encoder, the largest, is dropped once the prompts are encoded. by_block: the transformer
+    alone is too large for it, so that its blocks are there one at a time.
     """
 
-    def __init__(self, model: Any, encoders: Any, offload: str | torch.device | None = None) -> None:
+    def __init__(
+        self, model: Any, encoders: Any, offload: str | torch.device | None = None, by_block: bool = False
+    ) -> None:
         self.model = model.eval()
         self.encoders = encoders
         self.offload = None if offload is None else torch.device(offload)
+        self.by_block = by_block
         if self.offload:
             self.model.to("cpu")
             self.encoders.to("cpu")
@@ -239,6 +244,10 @@ class EditPipeline:
     @contextlib.contextmanager
     def _resident(self, part: Any) -> Iterator[None]:
         """Hold the model or the encoders on the small device for a while."""
+        if self.offload and self.by_block and part is self.model:
+            with blocks_on(part, self.offload):
+                yield
+            return
         if self.offload:
             part.to(self.offload)
         try:
