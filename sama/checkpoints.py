@@ -101,7 +101,7 @@ def load_official(
         state[our_key(key)] = tensor
     sizes = _read_config(config)
     if isinstance(sizes, Mapping):
-        sizes = {**sizes_of({k: v.shape for k, v in state.items()}), **transformer_config(sizes)}
+        sizes = transformer_config({**sizes_of({k: v.shape for k, v in state.items()}), **sizes})
     return build(sizes, cast(state, dtype), origin=origin, shown=official_key)
 
 

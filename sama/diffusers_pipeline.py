@@ -77,6 +77,7 @@ class SamaEditPipeline(DiffusionPipeline):
                 align(part)
         self.register_to_config(preset=get_preset(preset).name)
         self._offload: torch.device | None = None
+        self._by_block = False
         self._fetched: Encoders | None = None
 
     @classmethod
@@ -105,6 +106,12 @@ class SamaEditPipeline(DiffusionPipeline):
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: Any = "cuda") -> None:
         """Keep every part on the CPU but the one at work (as `EditPipeline(offload=...)`)."""
         self._offload = torch.device(device if gpu_id is None else f"{torch.device(device).type}:{gpu_id}")
+        self._by_block = False
+
+    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: Any = "cuda") -> None:
+        """As `enable_model_cpu_offload`, and the transformer's blocks one at a time: slower, for smaller devices."""
+        self.enable_model_cpu_offload(gpu_id, device)
+        self._by_block = True
 
     @torch.no_grad()
     def __call__(
@@ -141,7 +148,7 @@ class SamaEditPipeline(DiffusionPipeline):
         )
         frames = video if isinstance(video, np.ndarray) else np.stack([np.asarray(f.convert("RGB")) for f in video])
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        pipeline = EditPipeline(self.transformer, self.encoders(), self._offload)
+        pipeline = EditPipeline(self.transformer, self.encoders(), self._offload, self._by_block)
         edited = list(pipeline.edit_each(frames, prompts, how, progress=self._watch))
         found: Any = np.stack(edited)
         if output_type == "pil":

@@ -60,16 +60,19 @@ def edit_media(
 
     The model works at the preset's area, at the aspect ratio of its buckets nearest to the file's: frames are stretched
     by the few percent that remain and stretched back, so nothing is cropped and source and edit agree pixel by pixel.
-    Pixels that are not square stay so, and the model sees the picture in its true proportions. 4:2:0 video needs even
-    sides: an odd one grows by a pixel. image_format: png, jpg or webp, for a still image. max_frames: edit only the
-    beginning. video.MediaError when the bytes cannot be decoded; InputError for settings.
+    Pixels that are not square stay so, and the model sees the picture in its true proportions. image_format: png, jpg
+    or webp, for a still image. max_frames: edit only the beginning. Frames of uneven lengths come back at their mean
+    rate. video.MediaError when the bytes cannot be decoded; InputError for settings.
     """
     facts = video.probe(data)
     count = min(facts.frames, max_frames) if max_frames else facts.frames
     preset = pipeline.encoders.preset
     still = video.is_image(data)
-    pixel = Fraction(1) if still else pixel_aspect(data)
+    pixel = pixel_aspect(data)
     shape = working_size(round(facts.width * pixel), facts.height, preset.area, preset.multiple)
+    sound = data if facts.has_audio else None
+    if sound:  # one that cannot be taken along is told before the edit, not after it
+        video.encode(np.zeros((count, 16, 16, 3), np.uint8), facts.fps, audio_from=sound)
     source = read(data, facts, count, shape.height, shape.width)
     edits = pipeline.edit_each(source, instructions, settings, progress=progress, **changes)
     for instruction in instructions:
@@ -79,7 +82,6 @@ def edit_media(
         if still:
             done = video.encode_image(full[0], image_format)
         else:
-            sound = data if facts.has_audio else None
             done = video.encode(full, facts.fps, audio_from=sound, pixel_aspect=pixel if pixel != 1 else None)
         seconds = time.monotonic() - started
         yield Edited(done, image_format if still else "mp4", instruction, source, frames, seconds, facts)
@@ -124,6 +126,8 @@ def pixel_aspect(data: bytes) -> Fraction:
     """Width over height of a video's pixels, as shown after rotation; 1 where the file does not say."""
     import av
 
+    if video.media_type(data) in video.IMAGE_TYPES:
+        return Fraction(1)
     try:
         with av.open(io.BytesIO(data)) as container:
             stream = best_stream(container)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 
 from sama import sampler
 from sama.errors import InputError
+from sama.offload import blocks_on
 from sama.randomness import normal
 from sama.sampler import State
 
@@ -56,10 +58,16 @@ class EditSettings:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"steps must be at least 1, not {self.steps}")
+        for name in ("shift", "guidance", "source_guidance"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise InputError(f"{name} must be a number, not {value}")
         if self.shift <= 0:
             raise InputError(f"shift must be above 0, not {self.shift}")
         if self.seed < 0:
             raise InputError(f"seed must be 0 or more, not {self.seed}")
+        if self.anchors < 0:
+            raise InputError(f"anchors must be 0 or more, not {self.anchors}")
         if self.no_source not in NO_SOURCE:
             raise InputError(f"{self.no_source} is not a way to leave the source out; there are {', '.join(NO_SOURCE)}")
         if self.frames_per_window < 1 or self.frames_per_window % TEMPORAL != 1:
@@ -102,13 +110,17 @@ class EditPipeline:
     """A `SamaTransformer` and the `Encoders` of its preset, ready to edit. Nothing here keeps state between edits.
 
     offload: a device too small for both at once. Transformer and encoders live on the CPU and each is there only
-    while it works; the text encoder, the largest, is dropped once the prompts are encoded.
+    while it works; the text encoder, the largest, is dropped once the prompts are encoded. by_block: the transformer
+    alone is too large for it, so that its blocks are there one at a time.
     """
 
-    def __init__(self, model: Any, encoders: Any, offload: str | torch.device | None = None) -> None:
+    def __init__(
+        self, model: Any, encoders: Any, offload: str | torch.device | None = None, by_block: bool = False
+    ) -> None:
         self.model = model.eval()
         self.encoders = encoders
         self.offload = None if offload is None else torch.device(offload)
+        self.by_block = by_block
         if self.offload:
             self.model.to("cpu")
             self.encoders.to("cpu")
@@ -232,6 +244,10 @@ class EditPipeline:
     @contextlib.contextmanager
     def _resident(self, part: Any) -> Iterator[None]:
         """Hold the model or the encoders on the small device for a while."""
+        if self.offload and self.by_block and part is self.model:
+            with blocks_on(part, self.offload):
+                yield
+            return
         if self.offload:
             part.to(self.offload)
         try:

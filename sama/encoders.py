@@ -6,11 +6,10 @@ Method: sections 2 and 3. Each part is loaded when first used, from the hub, a l
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import html
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ftfy
@@ -20,15 +19,11 @@ import torch.nn.functional as F
 
 from sama import fingerprints
 from sama.errors import InputError
+from sama.latents import to_latents, to_pixels
 from sama.presets import Component, Preset, get_preset
 from sama.semantic import pool_tokens
 from sama.tiny import random_encoder, shipped
 
-# frames x height x width that go through the VAE together: 14 clips of 9x64x64, one of 81x480x832
-PIXELS_AT_ONCE = 2**19
-PIXELS_PER_LATENT = 4 * 8 * 8
-TILED_ABOVE = 1280 * 720  # pixels of a frame beyond which the VAE works in tiles, or its activations fill the device
-TILE, TILE_STRIDE = 512, 384  # pixels; neighbouring tiles are blended over the 128 that they share
 Frames = torch.Tensor | np.ndarray
 
 
@@ -170,62 +165,25 @@ class Encoders:
 
     # -- video ----------------------------------------------------------------
 
-    @torch.no_grad()
     def encode_video(self, frames: Frames) -> torch.Tensor:
         """Clips or images to latents.
 
         frames: (B, T, H, W, 3) uint8, T = 1 for images or 4k+1; H and W multiples of the preset's sides
         returns (B, C, T', H', W') float32, the mode of the posterior, normalised per channel with the VAE's
         `latents_mean` and `latents_std`. Small clips go together, large ones one at a time, frames of more than
-        TILED_ABOVE pixels in overlapping tiles.
+        `latents.TILED_ABOVE` pixels in overlapping tiles.
         """
         pixels = _uint8(frames)
-        _, time, height, width, _ = pixels.shape
-        self.preset.latent_shape(time, height, width)
-        mean, std = self._statistics()
-        out = []
-        with self._tiled(height * width):
-            for clips in pixels.split(max(1, PIXELS_AT_ONCE // (time * height * width))):
-                x = clips.to(self.device).permute(0, 4, 1, 2, 3).to(self.dtype) / 127.5 - 1.0
-                out.append((self.vae.encode(x).latent_dist.mode().float() - mean) / std)
-        return torch.cat(out)
+        self.preset.latent_shape(*pixels.shape[1:4])
+        return to_latents(self.vae, pixels, self.device)
 
-    @torch.no_grad()
     def decode_video(self, latents: torch.Tensor) -> torch.Tensor:
         """Normalised latents (B, C, T', H', W') to (B, T, H, W, 3) uint8 on the CPU, T = 4 (T' - 1) + 1."""
-        mean, std = self._statistics()
-        out = []
-        cells = latents.shape[2] * latents.shape[3] * latents.shape[4] * PIXELS_PER_LATENT
-        with self._tiled(latents.shape[3] * latents.shape[4] * self.preset.vae_spatial**2):
-            for some in latents.split(max(1, PIXELS_AT_ONCE // cells)):
-                z = some.to(self.device).float() * std + mean
-                pixels = self.vae.decode(z.to(self.dtype)).sample.float().clamp(-1.0, 1.0)
-                out.append(((pixels + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 4, 1).cpu())
-        return torch.cat(out)
+        return to_pixels(self.vae, latents, self.device, self.preset.vae_spatial)
 
     def enable_tiling(self, **options: Any) -> None:
         """Let the VAE work in overlapping tiles from now on, at any size; options as diffusers' `enable_tiling`."""
         self.vae.enable_tiling(**options)
-
-    @contextlib.contextmanager
-    def _tiled(self, area: int) -> Iterator[None]:
-        """Tiles for frames of more than TILED_ABOVE pixels, unless tiling is on already."""
-        if area <= TILED_ABOVE or self.vae.use_tiling:
-            yield
-            return
-        self.vae.enable_tiling(TILE, TILE, TILE_STRIDE, TILE_STRIDE)
-        try:
-            yield
-        finally:
-            self.vae.disable_tiling()
-
-    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
-        config = self.vae.config
-        mean, std = (
-            torch.tensor(v, dtype=torch.float32, device=self.device).view(1, -1, 1, 1, 1)
-            for v in (config.latents_mean, config.latents_std)
-        )
-        return mean, std
 
     # -- text -----------------------------------------------------------------
 

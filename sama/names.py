@@ -6,10 +6,12 @@ names here. Method: section 2.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from sama.errors import InputError
 from sama.presets import Preset, get_preset
 
 T = TypeVar("T")
@@ -58,7 +60,12 @@ _SAME = (
     "role_encoding",
     "semantic_position",
 )
+_WHOLE = {
+    "dim", "num_attention_heads", "attention_head_dim", "in_channels", "out_channels", "text_dim", "freq_dim",
+    "ffn_dim", "num_layers", "rope_max_seq_len", "semantic_dim", "semantic_hidden_dim", "semantic_tokens_per_anchor",
+}  # fmt: skip
 _TOLD = {  # our configuration name -> parameter and axis that show it
+    "dim": ("patch_embedding.weight", 0),
     "in_channels": ("patch_embedding.weight", 1),
     "text_dim": ("condition_embedder.text_embedder.linear_1.weight", 1),
     "freq_dim": ("condition_embedder.time_embedder.linear_1.weight", 1),
@@ -105,24 +112,36 @@ def from_official(state: Mapping[str, T]) -> dict[str, T]:
 def transformer_config(config: Mapping[str, Any] | Preset | str) -> dict[str, Any]:
     """Keyword arguments of `SamaTransformer` from a preset, its name, or a configuration in either naming.
 
-    Keys that say nothing about the transformer are passed over.
+    Keys that say nothing about the transformer are passed over. InputError for sizes that cannot be.
     """
     if isinstance(config, str | Preset):
         return dict(get_preset(config).transformer)
     out = {_SIZES.get(k, k): v for k, v in config.items()}
+    for key in _WHOLE & out.keys():
+        if not isinstance(out[key], int) or out[key] < 0:
+            raise InputError(f"{key} must be a whole number, not {out[key]!r}")
     if "dim" in out and "attention_head_dim" not in out:
-        out["attention_head_dim"] = out["dim"] // out["num_attention_heads"]
+        dim, heads = out["dim"], out.get("num_attention_heads")
+        if not heads:
+            raise InputError("the configuration gives no num_heads, which the weights do not tell")
+        if dim % (2 * heads):
+            raise InputError(f"dim {dim} does not divide into {heads} heads of an even width")
+        out["attention_head_dim"] = dim // heads
     out = {k: v for k, v in out.items() if k in _SAME}
     if "patch_size" in out:
         out["patch_size"] = tuple(out["patch_size"])
     return out
 
 
-def sizes_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
+def sizes_of(shapes: Mapping[str, Sequence[int]]) -> dict[str, Any]:
     """What the shapes of the weights (by our names) tell of a configuration: all but the heads and the epsilon."""
-    found: dict[str, int] = {}
+    found: dict[str, Any] = {}
     for key, (part, axis) in _TOLD.items():
         if part in shapes and len(shapes[part]) > axis:
             found[key] = int(shapes[part][axis])
+    patch, head = shapes.get("patch_embedding.weight", ()), shapes.get("proj_out.weight", ())
+    if len(patch) == 5 and len(head) == 2:
+        found["patch_size"] = tuple(int(n) for n in patch[2:])
+        found["out_channels"] = int(head[0]) // math.prod(found["patch_size"])
     blocks = [int(k.split(".")[1]) for k in shapes if re.match(r"blocks\.\d+\.", k)]
     return {**found, "num_layers": max(blocks) + 1} if blocks else found

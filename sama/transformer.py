@@ -70,6 +70,8 @@ class SamaTransformer(WanTransformer3DModel):
     """
 
     _cp_plan = None  # diffusers' context parallelism expects one video per sequence
+    # of the image-to-video backbones: in no config.json, where diffusers would warn of them on every load
+    ignore_for_config = ["image_dim", "added_kv_proj_dim", "pos_embed_seq_len"]  # noqa: RUF012 - diffusers reads a list
 
     @register_to_config
     def __init__(

@@ -27,9 +27,11 @@ from sama.media import (
     nearest_bucket,
 )
 from sama.pictures import decode_image, encode_image, is_image, probe_image
+from sama.sound import AudioTrack
 from sama.video_frames import best_stream, decode_video, reason
 
 __all__ = [
+    "IMAGE_TYPES",
     "Bucket",
     "MediaError",
     "Probe",
@@ -92,10 +94,11 @@ def encode(
 ) -> bytes:
     """An H.264 mp4 (yuv420p, faststart) of frames (T, H, W, 3) uint8 RGB.
 
-    4:2:0 needs even sides: an odd one gets its last row or column once more, even ones stay as they are.
-    audio_from: a file whose first audio track is taken along, cut to the video's length; a codec that
-    mp4 cannot hold is re-encoded as AAC. pixel_aspect: width over height of a pixel, square by default.
-    One encoder thread: the same bytes on every machine.
+    4:2:0 needs even sides: a picture with an odd one is written as yuv444p, which keeps its size but which some
+    players do not show. audio_from: a file whose first audio track is taken along, cut to the video's length and as
+    far from its picture in time as it was; a codec that players do not expect in mp4 is re-encoded as AAC.
+    pixel_aspect: width over height of a pixel, square by default. One encoder thread: the same bytes on every machine.
+    MediaError for sound that does not decode.
     """
     import av
 
@@ -103,24 +106,22 @@ def encode(
         raise ValueError(f"frames must be (T, H, W, 3) uint8 with T > 0, not {frames.shape} {frames.dtype}")
     if fps <= 0:
         raise ValueError(f"fps must be above 0, not {fps}")
-    odd_h, odd_w = frames.shape[1] % 2, frames.shape[2] % 2
-    if odd_h or odd_w:
-        frames = np.pad(frames, ((0, 0), (0, odd_h), (0, odd_w), (0, 0)), mode="edge")
+    pixels = "yuv444p" if frames.shape[1] % 2 or frames.shape[2] % 2 else "yuv420p"
     audio = av.open(io.BytesIO(audio_from)) if audio_from else None
     with tempfile.TemporaryDirectory() as folder, audio or contextlib.nullcontext():
         path = Path(folder) / "video.mp4"  # faststart reads the file again, so it must have a name
         with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as out:
             stream: Any = out.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+            stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pixels
             stream.options = {"crf": str(crf), "threads": "1"}
             stream.codec_context.thread_count = 1
             if pixel_aspect is not None:
                 stream.codec_context.sample_aspect_ratio = pixel_aspect
             stream.codec_context.colorspace = 6  # smpte170m, which is what the conversion below writes
-            track = _AudioTrack(out, audio) if audio and audio.streams.audio else None
+            track = AudioTrack(out, audio) if audio and audio.streams.audio else None
             for frame in frames:
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-                picture = picture.reformat(format="yuv420p", dst_colorspace="ITU601")
+                picture = picture.reformat(format=pixels, dst_colorspace="ITU601")
                 out.mux(stream.encode(picture))
             out.mux(stream.encode(None))
             if track:
@@ -159,35 +160,3 @@ def _scan_video(data: bytes) -> Probe:
     if turn % 180:
         width, height = height, width
     return Probe(width, height, rate, count, codec, has_audio, count / rate)
-
-
-class _AudioTrack:
-    """Carries the first audio stream of one container into another."""
-
-    def __init__(self, out: Any, source: Any) -> None:
-        self.source, self.out = source, out
-        self.stream = source.streams.audio[0]
-        self.as_is = self.stream.codec_context.name in out.supported_codecs
-        if self.as_is:
-            self.target = out.add_stream_from_template(self.stream)
-        else:
-            self.target = out.add_stream("aac", rate=self.stream.rate)
-
-    def copy(self, seconds: float) -> None:
-        """Write the track up to `seconds`."""
-        start = None
-        for packet in self.source.demux(self.stream):
-            if packet.pts is None:
-                continue
-            start = packet.pts if start is None else start
-            if float((packet.pts - start) * packet.time_base) >= seconds:
-                break
-            if self.as_is:
-                packet.stream = self.target
-                self.out.mux(packet)
-                continue
-            for frame in packet.decode():
-                frame.pts = None
-                self.out.mux(self.target.encode(frame))
-        if not self.as_is:
-            self.out.mux(self.target.encode(None))

@@ -52,6 +52,9 @@ def edit(
     offload: Annotated[
         bool, typer.Option("--offload", help="For small GPUs: one part of the model on it at a time.")
     ] = False,
+    offload_blocks: Annotated[
+        bool, typer.Option("--offload-blocks", help="For smaller ones: also the transformer's blocks one at a time.")
+    ] = False,
 ) -> None:
     """Edit a clip or an image as an instruction says.
 
@@ -60,7 +63,7 @@ def edit(
 
     Example: sama edit clip.mp4 "Make the car red." --run runs/stage1 --out red.mp4
     """
-    from pipelines.edit.load import load_pipeline
+    from pipelines.edit.load import Offload, load_pipeline
     from pipelines.edit.run import edit_clip, read_instructions, settings_for
 
     if (instruction is None) == (instructions is None):
@@ -75,7 +78,8 @@ def edit(
     }  # fmt: skip
     # bad input is told before the weights are read, which can take minutes
     check_request(clip, wanted, out, given)
-    loaded = load_pipeline(run, weights, preset, step=step, device=device, offload=offload, loras=lora or ())
+    kept: Offload | None = "blocks" if offload_blocks else "parts" if offload else None
+    loaded = load_pipeline(run, weights, preset, step=step, device=device, offload=kept, loras=lora or ())
     edit_clip(loaded, clip, wanted, out, settings_for(loaded, given), max_frames=max_frames)
 
 

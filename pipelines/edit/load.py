@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipelines.samples import storage
 from sama.errors import InputError
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sama.lora import Lora
 
 RELEASED_WINDOW = 81  # frames; what the released weights were trained on
+Offload = Literal["parts", "blocks"]
 DEFAULT_PRESET = "wan2.1-t2v-14b"
 
 
@@ -86,15 +87,15 @@ def load_pipeline(
     *,
     step: int | None = None,
     device: str | None = None,
-    offload: bool = False,
+    offload: Offload | None = None,
     loras: Sequence[str] = (),
 ) -> Loaded:
     """An edit pipeline from a run folder (its EMA weights), or from a weights file or diffusers folder of a preset.
 
     A diffusers folder tells its preset itself, and brings the encoders that are in it. loras: files to merge in, each
     FILE or FILE:SCALE. device: cuda where there is one, else the CPU; bfloat16 on cuda, float32 on the CPU. offload:
-    only one part at a time on the device. InputError for a run without a checkpoint, an unknown preset, and weights
-    that do not fit.
+    only one part at a time on the device; `blocks`: also the transformer's blocks one at a time. InputError for a run
+    without a checkpoint, an unknown preset or device, and weights that do not fit.
     """
     import torch
 
@@ -106,6 +107,10 @@ def load_pipeline(
     if (run is None) == (weights is None):
         raise InputError("name the weights to edit with: --run RUN or --weights PATH, one of the two")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"--device {device}: there is no such device here") from None
     dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     if run is not None:
         found = load_run(run, step)
@@ -121,7 +126,7 @@ def load_pipeline(
         merge_lora(model, load_lora(lora), scale, origin=lora)
     home = "cpu" if offload else device
     encoders = Encoders.from_preset(chosen, device=home, dtype=dtype, sources=encoders_of(weights))
-    pipeline = EditPipeline(model.to(home), encoders, offload=device if offload else None)
+    pipeline = EditPipeline(model.to(home), encoders, device if offload else None, by_block=offload == "blocks")
     return Loaded(pipeline, chosen, storage.absolute(run if run is not None else str(weights)), at, **trained)
 
 

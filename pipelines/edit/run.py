@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pipelines.edit.load import Loaded
@@ -93,11 +94,17 @@ def read_clip(clip: str) -> bytes:
 
 
 def check_output(clip: str, data: bytes, out: str) -> str:
-    """The format to write `out` in. InputError when it does not fit the clip's bytes, or is the clip itself."""
+    """The format to write `out` in. InputError when it does not fit the clip's bytes, is the clip itself, or lies where
+    nothing can be written."""
     if storage.absolute(clip) == storage.absolute(out):
         raise InputError(f"{out} is the clip itself; choose another name for the edit")
     if storage.is_folder(out):
         raise InputError(f"{out} is a folder; name the file to write")
+    place = storage.absolute(out)
+    if "://" not in place:
+        there = next(p for p in Path(place).parents if p.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise InputError(f"{out} cannot be written: {there} is not a folder that takes new files")
     return output_format(data, out)
 
 
@@ -143,9 +150,12 @@ def _write(
         "edited_at": [edited.frames.shape[2], edited.frames.shape[1]],
         **facts,
     }
-    storage.write_bytes(out, edited.data)
-    storage.write_bytes(f"{stem}.strip.png", edited.strip())
-    storage.write_bytes(f"{stem}.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    try:
+        storage.write_bytes(out, edited.data)
+        storage.write_bytes(f"{stem}.strip.png", edited.strip())
+        storage.write_bytes(f"{stem}.json", json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {str(error).splitlines()[0]}") from None
     return about
 
 

@@ -80,6 +80,17 @@ def test_the_same_seed_gives_the_same_file(loaded, clip: Path, tmp_path: Path):
     assert first != run("e.mp4", seed=1, source_guidance=1.0)
 
 
+@pytest.mark.parametrize("kept", ["parts", "blocks"])
+def test_offloading_gives_the_same_file(loaded, run_folder: Path, clip: Path, tmp_path: Path, kept: str):
+    small = load_pipeline(run=str(run_folder), device="cpu", offload=kept)
+    assert small.pipeline.by_block == (kept == "blocks")
+    files = []
+    for found, name in ((loaded, "whole.mp4"), (small, "small.mp4")):
+        edit_clip(found, str(clip), ["Make it red."], str(tmp_path / name), settings_for(found, {"steps": 2}))
+        files.append((tmp_path / name).read_bytes())
+    assert files[0] == files[1]
+
+
 def test_several_instructions(loaded, clip: Path, tmp_path: Path):
     listed = tmp_path / "wishes.txt"
     listed.write_text("# wishes\nMake it red.\n\n  Remove the wall. \n")
@@ -210,6 +221,10 @@ def test_bad_input_is_refused_and_overwrites_nothing(run_folder: Path, clip: Pat
         ({"run": None, "weights": str(tmp_path / "w.pt"), "preset": "tiny"}, "w.pt"),
         ({"run": None, "weights": str(half), "preset": "huge"}, "huge is not a preset"),
         ({"steps": 0}, "steps"),
+        ({"shift": float("nan")}, "shift must be a number"),
+        ({"device": "toaster"}, "there is no such device"),
+        ({"out": str(picture / "x.mp4")}, "p.png is not a folder that takes new files"),
+        ({"out": "/proc/none/x.mp4"}, "x.mp4 cannot be written: "),
         ({"frames_per_window": 10}, "4k\\+1"),
         ({"no_source": "noise"}, "there are zeros, omit"),
         ({"lora": [str(tmp_path / "no.safetensors")]}, "there is no file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,10 @@ def test_official_round_trip_is_exact(config: dict, official: dict, tmp_path: Pa
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["model.safetensors"]
 
 
-def test_diffusers_round_trip_is_exact(config: dict, official: dict, tmp_path: Path) -> None:
+def test_diffusers_round_trip_is_exact(
+    config: dict, official: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)  # so that its warnings are seen here
     model = load_official(official, config)
     save_diffusers(model, tmp_path / "pipeline" / "transformer")
     assert json.loads((tmp_path / "pipeline/transformer/config.json").read_text())["_class_name"] == "SamaTransformer"
@@ -61,6 +65,7 @@ def test_diffusers_round_trip_is_exact(config: dict, official: dict, tmp_path: P
     assert same(load_file(tmp_path / "back.safetensors"), official)
     theirs = SamaTransformer.from_pretrained(tmp_path / "pipeline", subfolder="transformer")
     assert same(theirs.state_dict(), model.state_dict())
+    assert not caplog.records
 
 
 def test_options_survive_the_diffusers_folder(tmp_path: Path) -> None:
@@ -135,8 +140,34 @@ def test_sizes_that_the_configuration_leaves_out_are_read_off_the_weights(config
     assert same(load_official(official, few).state_dict(), wanted)
     assert same(load_official(official, GOLDEN / "config.json").state_dict(), wanted)
     assert same(load_official(str(GOLDEN / "weights.safetensors"), str(GOLDEN / "config.json")).state_dict(), wanted)
+    heads = {"num_heads": config["num_heads"]}
+    assert same(load_official(official, heads).state_dict(), wanted)
     with pytest.raises(InputError, match=r"not a readable config\.json"):
         load_official(official, str(GOLDEN / "no.json"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_heads": None}, "gives no num_heads"),
+        ({"num_heads": 0}, "gives no num_heads"),
+        ({"num_heads": 5}, "dim 96 does not divide into 5 heads"),
+        ({"num_heads": 32}, "dim 96 does not divide into 32 heads of an even width"),
+        ({"ffn_dim": "192"}, "ffn_dim must be a whole number, not '192'"),
+        ({"text_dim": -1}, "text_dim must be a whole number, not -1"),
+        ({"num_layers": 2.0}, r"num_layers must be a whole number, not 2\.0"),
+    ],
+)
+def test_sizes_that_cannot_be_are_named(config: dict, official: dict, change: dict, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load_official(official, {k: v for k, v in {**config, **change}.items() if v is not None})
+
+
+def test_channels_and_patches_are_read_off_the_weights() -> None:
+    sizes = {**get_preset("tiny").transformer, "num_layers": 1, "in_channels": 48, "out_channels": 48}
+    model = random_transformer({**sizes, "patch_size": (1, 1, 2)})
+    again = load_official(to_official(model.state_dict()), {"num_heads": 4})
+    assert transformer_config(again.config) == transformer_config(model.config)
 
 
 def test_training_starts_from_official_files_and_exports(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_pixels_that_are_not_square_stay_so(pipeline):
         pixel_aspect(b"nothing")
 
 
-@pytest.mark.parametrize(("frames", "height", "width"), [(7, 90, 120), (9, 120, 68), (2, 50, 320)])
+@pytest.mark.parametrize(("frames", "height", "width"), [(7, 90, 120), (9, 120, 68), (2, 50, 320), (3, 75, 101)])
 def test_size_rate_and_length_stay(pipeline, frames, height, width):
     data = video.encode(smooth(frames, height, width), fps=12.5)
     edited = next(edit_media(pipeline, data, ["make it red"], **FAST))
@@ -101,6 +101,25 @@ def test_the_same_seed_gives_the_same_bytes(pipeline):
 
     assert run(5) == run(5)
     assert run(5) != run(6)
+
+
+def test_an_animated_picture_is_a_video(pipeline, shared: Path):
+    data = next(iter(sorted((shared / "clips/videos/comfy").glob("*.webp")))).read_bytes()
+    edited = next(edit_media(pipeline, data, ["x"], max_frames=6, **FAST))
+    facts = video.probe(edited.data)
+    assert (edited.kind, facts.width, facts.height, facts.frames, facts.fps) == ("mp4", 350, 350, 6, 15.0)
+
+
+def test_sound_that_cannot_be_taken_along_is_told_before_the_edit(monkeypatch):
+    data, model = with_sound(smooth(6, 64, 64), fps=10), ToyModel()
+
+    def broken(track, seconds):
+        raise video.MediaError("its sound cannot be taken along: Invalid data")
+
+    monkeypatch.setattr("sama.sound.AudioTrack.copy", broken)
+    with pytest.raises(video.MediaError, match="its sound"):
+        next(edit_media(EditPipeline(model, ToyEncoders()), data, ["x"], **FAST))
+    assert not model.calls
 
 
 @pytest.mark.parametrize("name", ["png", "jpg", "webp"])

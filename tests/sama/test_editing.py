@@ -235,6 +235,10 @@ def test_progress_is_shown_or_handed_over(capsys):
     [
         ({"steps": 0}, "steps"),
         ({"shift": 0.0}, "shift"),
+        ({"shift": float("nan")}, "shift must be a number"),
+        ({"guidance": float("inf")}, "guidance must be a number"),
+        ({"source_guidance": float("nan")}, "source_guidance must be a number"),
+        ({"anchors": -1}, "anchors"),
         ({"seed": -1}, "seed"),
         ({"frames_per_window": 80}, "4k\\+1"),
         ({"frames_per_window": 9, "overlap": 9}, "overlap"),

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-import sama.encoders
+import sama.latents
 from pipelines.demo.train_tiny_tokenizer import TASK_TEXTS, train
 from pipelines.demo.world import EDITS, describe, edit_scene, random_scene, render
 from sama.encoders import Encoders, clean_text
@@ -246,7 +246,7 @@ def test_tiles_are_near_the_whole(encoders: Encoders, monkeypatch: pytest.Monkey
     whole = encoders.encode_video(clip)
     pixels = encoders.decode_video(whole).float()
     for name, value in {"TILED_ABOVE": 64 * 64, "TILE": 64, "TILE_STRIDE": 48}.items():
-        monkeypatch.setattr(sama.encoders, name, value)
+        monkeypatch.setattr(sama.latents, name, value)
     tiled = encoders.encode_video(clip)
     assert not encoders.vae.use_tiling
     assert tiled.shape == whole.shape

@@ -34,16 +34,15 @@ def clip() -> bytes:
 
 
 @pytest.mark.parametrize("size", [(48, 64), (47, 64), (48, 63), (35, 33)])
-def test_encode_keeps_even_sizes_and_repeats_the_last_row_or_column_of_odd_ones(size: tuple[int, int]) -> None:
+def test_encode_keeps_any_size(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     frames = np.repeat(rng.integers(60, 200, (1, size[0] // 8 + 1, size[1] // 8 + 1, 3)), 5, 0)
     frames = frames.repeat(8, 1).repeat(8, 2)[:, : size[0], : size[1]].astype(np.uint8)
     data = video.encode(frames, 12.5)
     facts = video.probe(data)
-    assert (facts.height, facts.width) == (size[0] + size[0] % 2, size[1] + size[1] % 2)
+    assert (facts.height, facts.width) == size
     assert (facts.frames, facts.fps, facts.codec, facts.has_audio) == (5, 12.5, "h264", False)
-    back = video.decode(data)[:, : size[0], : size[1]].astype(int)
-    assert np.abs(back - frames).mean() < 4
+    assert np.abs(video.decode(data).astype(int) - frames).mean() < 4
 
 
 def test_encoding_is_reproducible_and_seekable_from_the_start(clip: bytes) -> None:
