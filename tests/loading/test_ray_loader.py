@@ -71,6 +71,17 @@ def test_restarts_at_any_step_with_any_number_of_ranks(plan, plan_folder):
         }
 
 
+def test_a_run_is_read_in_segments(plan, plan_folder, monkeypatch):
+    """Passes of a few steps each, the last one shorter, are together the plan; so is a run of no step."""
+    from pipelines.loading import ray_loader
+
+    monkeypatch.setattr(ray_loader, "SEGMENT_ROWS", 20)  # 4 rows a step at the most: passes of 5, 5 and 1 steps
+    found = through_ray(plan_folder, 2, 1, plan.steps)
+    for rank in range(2):
+        assert_same(found[rank], list(read(plan, rank, 2, SIZES, 1, plan.steps)))
+    assert through_ray(plan_folder, 2, plan.steps, plan.steps) == [[], []]
+
+
 def test_groups_of_workers_share_a_data_rank(plan, plan_folder):
     from pipelines.loading.ray_loader import PlanSplit, dataset, iterate
 
