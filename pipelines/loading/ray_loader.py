@@ -31,7 +31,7 @@ from pipelines.config import MicroBatch as Sizes
 from pipelines.loading import clock, heap, operator_state
 from pipelines.loading.micro_batch import MicroBatch
 from pipelines.loading.room import rows_ahead
-from pipelines.loading.rows import build_row, check_substitutes, micro_steps, places
+from pipelines.loading.rows import build_row, micro_steps, places
 from pipelines.loading.watching import Watchdog, stuck
 from pipelines.mixture.plan import BatchPlan
 from pipelines.progress import say
@@ -120,8 +120,7 @@ def iterate(
     """One rank's micro-batches from its part of the dataset. Their pixels are read-only.
 
     After a wait of `stall_warning_s` it says which stage is stuck, and calls on_stall(sentence, dump) from another
-    thread; dump: where all rows are, and what Ray Data knows of itself. StorageError when too many samples did not
-    decode.
+    thread; dump: where all rows are, and what Ray Data knows of itself.
     """
     # torch warns of read-only memory when it makes a tensor of it; nothing writes into a batch
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -150,7 +149,7 @@ class _Reader:
 
     def __init__(self, shard: ray.data.DataIterator, on_stall: Callable[[str, str], None] | None) -> None:
         self._shard, self._on_stall = shard, on_stall
-        self._taken = self._substituted = self._slots = 0
+        self._taken = 0
         self._rank: int | None = None
         self._clock: Any = None
         self._answer: Any = None
@@ -168,8 +167,6 @@ class _Reader:
             elif ray.wait([self._answer], timeout=0)[0]:
                 self._ahead, self._answer = ray.get(self._answer), answer
         batch.rows_ahead, batch.bytes_ahead = self._ahead
-        self._substituted, self._slots = self._substituted + len(batch.substituted), self._slots + len(batch.keys)
-        check_substitutes(self._substituted, self._slots)
         return batch
 
     def stalled(self, seconds: float) -> None:
