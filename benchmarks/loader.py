@@ -9,7 +9,9 @@ decord   the decode ceiling: a bare loop, one process per worker, decord decodes
 own      the same bare loop with sama.video.decode
 loader   sama's loader through Ray Data: decoded, perturbed, uint8, in the training process
 wds      the webdataset library and PyTorch's DataLoader: decord decodes and resizes in workers, uint8, not perturbed
-naive    PyTorch's DataLoader: decord decodes, PIL resizes and numpy perturbs frame by frame, uint8
+bytes    PyTorch's DataLoader: decord decodes, PIL resizes and numpy perturbs frame by frame, uint8
+floats   PyTorch's DataLoader as trainers of this field write it: each frame is read by its number, resized and cropped
+         with PIL, perturbed, and made a float32 tensor in [-1, 1] of its own; then they are stacked
 
 CPU ms per frame counts all processes (Ray's own too): it says the same on a machine that others use as well, where
 frames per second do not.
@@ -166,11 +168,11 @@ def through_webdataset(uris: list[str], workers: int) -> Iterator[int]:
         yield len(frames)
 
 
-class Naive:
-    """What one writes on the first day."""
+class ByFrame:
+    """What one writes on the first day. floats: the frames leave as float32 in [-1, 1], else as uint8."""
 
-    def __init__(self, items: list[Item]) -> None:
-        self.items = items
+    def __init__(self, items: list[Item], floats: bool) -> None:
+        self.items, self.floats = items, floats
 
     def __len__(self) -> int:
         return len(self.items)
@@ -183,12 +185,22 @@ class Naive:
         reader = decord.VideoReader(io.BytesIO(storage.read_range(*place)), num_threads=1)
         height, width = cover_size(*native, *size)
         target = []
-        for frame in reader.get_batch(indices).asnumpy():
+        read = (reader[i].asnumpy() for i in indices) if self.floats else reader.get_batch(indices).asnumpy()
+        for frame in read:
             picture = Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)
             left, top = (width - size[1]) // 2, (height - size[0]) // 2
             target.append(np.asarray(picture.crop((left, top, left + size[1], top + size[0]))))
         source = perturb_by_frame(target, task, np.random.default_rng(seed))
+        if self.floats:
+            return torch.stack([as_float(f) for f in source]), torch.stack([as_float(f) for f in target])
         return torch.from_numpy(np.stack(source)), torch.from_numpy(np.stack(target))
+
+
+def as_float(frame: np.ndarray) -> Any:
+    """(H, W, 3) uint8 -> (3, H, W) float32 in [-1, 1]."""
+    import torch
+
+    return torch.from_numpy(frame.astype(np.float32)).permute(2, 0, 1) * (2 / 255) - 1
 
 
 def perturb_by_frame(frames: list[np.ndarray], task: str, rng: np.random.Generator) -> list[np.ndarray]:
@@ -218,10 +230,11 @@ def perturb_by_frame(frames: list[np.ndarray], task: str, rng: np.random.Generat
     return out + frames[2 * half :]
 
 
-def through_naive(items: list[Item], workers: int) -> Iterator[int]:
+def by_frame(items: list[Item], workers: int, floats: bool) -> Iterator[int]:
     from torch.utils.data import DataLoader
 
-    for _, target in DataLoader(Naive(items), batch_size=None, num_workers=workers, prefetch_factor=4):  # type: ignore[arg-type]
+    data: Any = ByFrame(items, floats)
+    for _, target in DataLoader(data, batch_size=None, num_workers=workers, prefetch_factor=2 if floats else 4):
         yield len(target)
 
 
@@ -233,7 +246,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40, help="clips per round and contender")
     parser.add_argument("--frames", type=int, default=49)
     parser.add_argument("--area", type=int, default=832 * 480)
-    parser.add_argument("--only", default="decord own loader wds naive", help="contenders")
+    parser.add_argument("--only", default="decord own loader wds bytes floats", help="contenders")
     parser.add_argument("--out")
     options = parser.parse_args()
     from pipelines import cluster_session
@@ -253,7 +266,8 @@ def main() -> None:
         clips: dict[str, Callable[[], Iterator[int]]] = {
             "loader": lambda: through_loader(folder, steps, workers),
             "wds": lambda: through_webdataset(tars, workers),
-            "naive": lambda: through_naive(items, workers),
+            "bytes": lambda: by_frame(items, workers, floats=False),
+            "floats": lambda: by_frame(items, workers, floats=True),
         }
         for number in range(options.rounds):
             for name in speeds:

@@ -66,14 +66,14 @@ def make_root(clips: list[tuple[str, bytes, video.Probe]], root: str) -> str:
 
 
 def make_plan(
-    root: str, folder: str, steps: int, batch: int, frames: int, area: int, window: str = "head"
+    root: str, folder: str, steps: int, batch: int, frames: int, area: int, pretext: dict[str, float] = PRETEXT
 ) -> BatchPlan:
     """A Stage 0 plan of video steps over all clips of the root, saved in `folder`."""
     source = {"dataset": DATASET, "selection": "all"}
     mixture = {
         "name": "loader", "stage": 0, "seed": 0, "steps": steps, "schedule": {"image": 0, "video": 1},
         "buckets": {"area": area, "multiple": 16, "frames": [frames]},
-        "streams": {"video": {"global_batch": batch, "window": window, "pretext": PRETEXT, "sources": [source]}},
+        "streams": {"video": {"global_batch": batch, "pretext": pretext, "sources": [source]}},
     }  # fmt: skip
     BatchPlan.from_mixture(validate(Mixture, mixture, "the benchmark's mixture"), root).save(folder)
     return BatchPlan.open(folder)

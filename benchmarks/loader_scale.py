@@ -1,7 +1,8 @@
 """What the loader holds and costs as runs, ranks and indexes grow. Tiny clips, so that the machinery is what is seen.
 
 python benchmarks/loader_scale.py memory --rows 1000     # bytes held over a run
-python benchmarks/loader_scale.py ahead --rows 100000    # a slow consumer: rows made and not trained
+python benchmarks/loader_scale.py ahead --rows 3000      # a slow consumer: rows made and not trained
+python benchmarks/loader_scale.py places --rows 100000   # the same without media: plan, clock and split alone
 python benchmarks/loader_scale.py ranks --ranks 64       # many data ranks: rows per second
 python benchmarks/loader_scale.py index --clips FOLDER --sizes 1000 1000000 10000000   # cost of a row; no Ray
 """
@@ -11,10 +12,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import shutil
 import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -75,10 +78,16 @@ def store_bytes() -> float:
     return total
 
 
-def coordinator_bytes() -> float:
-    """Resident memory of the process that runs Ray Data's executor and the split."""
-    mine = psutil.Process().children(recursive=True)
-    return float(sum(p.memory_info().rss for p in mine if "SplitCoordinator" in " ".join(p.cmdline())))
+def resident_mb(*titles: str) -> dict[str, float]:
+    """Resident memory of this process and of Ray's processes by a part of their title."""
+    found = {"this process, MB": psutil.Process().memory_info().rss / 1e6, **{f"{t}, MB": 0.0 for t in titles}}
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            told = " ".join(process.cmdline())
+            for title in titles:
+                if title in told:
+                    found[f"{title}, MB"] += process.memory_info().rss / 1e6
+    return found
 
 
 def memory(folder: str, rows: int) -> list[dict[str, Any]]:
@@ -88,19 +97,17 @@ def memory(folder: str, rows: int) -> list[dict[str, Any]]:
     settings = LoaderSettings(max_decoders=2, read_ahead_rows=16)
     prefetch = rows_ahead(1, settings)
     (shard,) = open_loader(tiny_plan(folder, rows, 1, side=256, frames=17), 1, rows, settings)
-    me, out, peak, each = psutil.Process(), [], 0.0, 0
-    before = store_bytes()
+    out, peak, before = [], 0.0, store_bytes()
     for number, batch in enumerate(iterate(shard), 1):
-        each = batch.nbytes
         peak = max(peak, batch.bytes_ahead)
         time.sleep(0.05)  # a training step: the loader runs up to its bound
         if number % max(1, rows // 10) == 0:
-            stored = store_bytes() - before
+            stored, bound = store_bytes() - before, 3 * prefetch * batch.nbytes
             out.append(
                 {
                     "rows": number, "decoded and waiting, MB": peak / 1e6, "object store so far, MB": stored / 1e6,
-                    "3 x prefetch x micro-batch, MB": 3 * prefetch * each / 1e6,
-                    "of it": stored / (3 * prefetch * each), "training process, MB": me.memory_info().rss / 1e6,
+                    "3 x prefetch x micro-batch, MB": bound / 1e6, "of it": stored / bound,
+                    **resident_mb("load_row", "ray::IDLE"),
                 }
             )  # fmt: skip
             peak = 0.0
@@ -108,24 +115,47 @@ def memory(folder: str, rows: int) -> list[dict[str, Any]]:
 
 
 def ahead(folder: str, rows: int) -> list[dict[str, Any]]:
-    """A consumer that stops for a while every now and then; the most rows made and not taken, and its memory."""
+    """The whole loader and a consumer that stops now and then."""
     from pipelines.loading.ray_loader import iterate
 
     settings = LoaderSettings(max_decoders=2, read_ahead_rows=64)
     (shard,) = open_loader(tiny_plan(folder, rows, 1), 1, rows, settings)
+    return watched(iterate(shard), rows, rows_ahead(1, settings))
+
+
+def places(folder: str, rows: int) -> list[dict[str, Any]]:
+    """The loader without its decode tasks, a tenth of the cost: the rows are read from the plan, held back by the clock
+    and handed out."""
+    from pipelines.loading import clock, ray_loader
+
+    bound = rows_ahead(1, LoaderSettings(read_ahead_rows=64))
+    handle, _ = clock.start(1, bound)
+    source = ray_loader.PlanRows(tiny_plan(folder, rows, 1), 1, ONE, 0, rows, handle)
+    (shard,) = ray_loader.split(ray_loader.read_places(source), 1)
+
+    def taken() -> Iterator[None]:
+        number = 0
+        while number < rows:  # a pass is a segment
+            for _ in shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1):
+                number += 1
+                handle.take.remote(0, number)
+                yield
+
+    return watched(taken(), rows, bound)
+
+
+def watched(taken: Iterator[Any], rows: int, bound: int) -> list[dict[str, Any]]:
+    """Takes all rows, stops for a second a hundred times. By tenth: the most rows made and not taken, and memory."""
     out, most, began = [], 0, time.perf_counter()
-    for number, _ in enumerate(iterate(shard), 1):
-        if number % max(1, rows // 50) == 0:
-            time.sleep(2.0)
+    for number, _ in enumerate(taken, 1):
+        if number % max(1, rows // 100) == 0:
+            time.sleep(1.0)
             state = clock_state()
             most = max(most, state.made - sum(state.taken))
         if number % max(1, rows // 10) == 0:
-            out.append(
-                {
-                    "rows": number, "most rows ahead": most, "bound": rows_ahead(1, settings),
-                    "coordinator, MB": coordinator_bytes() / 1e6, "seconds": time.perf_counter() - began,
-                }
-            )  # fmt: skip
+            told = {"rows": number, "most rows ahead": most, "bound": bound}
+            out.append(told | resident_mb("SplitCoordinator", "RowClock") | {"seconds": time.perf_counter() - began})
+            print(out[-1], flush=True)
             most = 0
     return out
 
@@ -157,30 +187,37 @@ def ranks(folder: str, rows: int, count: int) -> list[dict[str, Any]]:
 
 
 def index_sizes(folder: str, clips: str, sizes: list[int], count: int) -> list[dict[str, Any]]:
-    """Seconds of a row of real clips, for indexes of several sizes over the same media; measured in turns."""
-    plans = []
+    """CPU milliseconds of a row for indexes of several sizes, measured in turns.
+
+    All rows are one real clip and one task, so that rows differ in nothing but their place in the plan.
+    """
+    clip, plans = videos_below(clips, 49)[:1], []
     for size in sizes:
-        root = make_root(videos_below(clips, 49), os.path.join(folder, f"root-{size}"))
+        root = make_root(clip, os.path.join(folder, f"root-{size}"))
         enlarge(root, size)
-        plans.append(make_plan(root, os.path.join(folder, f"plan-{size}"), 1_000_000, 112, 49, 832 * 480))
+        where = os.path.join(folder, f"plan-{size}")
+        plans.append(make_plan(root, where, 1_000_000, 112, 49, 832 * 480, pretext={"tube_shuffle": 1}))
+        shutil.rmtree(os.path.join(root, "index"))
+        print(f"{size} rows: compiled", flush=True)
     whole: dict[int, list[float]] = {size: [] for size in sizes}
     own: dict[int, list[float]] = {size: [] for size in sizes}
     rng = np.random.default_rng(0)
     for number in range(count + 5):
         for size, plan in zip(sizes, plans, strict=True):
             step, rank = int(rng.integers(1_000_000)), int(rng.integers(112))
-            began, spent = time.perf_counter(), time.thread_time()
-            batch = build_row(plan, step, 0, rank, 112, ONE)
-            seconds, cpu = time.perf_counter() - began, time.thread_time() - spent
+            before = time.thread_time()
+            build_row(plan, step, 0, rank, 112, ONE)
+            middle = time.thread_time()
+            plan.sample(plan[int(rng.integers(1_000_000))].slots[rank].sample)
             if number >= 5:
-                whole[size].append(seconds)
-                own[size].append(cpu - sum(batch.timings.values()) * cpu / seconds)
+                whole[size].append(1000 * (middle - before))
+                own[size].append(1000 * (time.thread_time() - middle))
     base = statistics.median(whole[sizes[0]])
     return [
         {
-            "rows in the index": size, "ms of a row": 1000 * statistics.median(whole[size]),
+            "rows in the index": size, "CPU ms of a row": statistics.median(whole[size]),
             "against the smallest": statistics.median(whole[size]) / base,
-            "of it the plan's, ms": 1000 * statistics.median(own[size]),
+            "a global batch of 112 and its sample, CPU ms": statistics.median(own[size]),
         }
         for size in sizes
     ]  # fmt: skip
@@ -218,7 +255,7 @@ def enlarge(root: str, size: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("memory", "ahead", "ranks", "index"))
+    parser.add_argument("what", choices=("memory", "ahead", "places", "ranks", "index"))
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--ranks", type=int, default=64)
     parser.add_argument("--clips")
@@ -236,7 +273,7 @@ def main() -> None:
         elif options.what == "ranks":
             rows = ranks(folder, options.rows, options.ranks)
         else:
-            rows = {"memory": memory, "ahead": ahead}[options.what](folder, options.rows)
+            rows = {"memory": memory, "ahead": ahead, "places": places}[options.what](folder, options.rows)
         report(rows, options.out)
 
 

@@ -301,6 +301,8 @@ def _apply(tree: dict, override: str) -> None:
     node = tree
     for part in parents:
         child = node.get(part)
+        if isinstance(child, list):
+            raise InputError(f"--set {override}: {part} is a list; give the whole of it, as --set '{part}=[...]'")
         node[part] = child = dict(child) if isinstance(child, dict) else {}
         node = child
     try:

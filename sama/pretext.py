@@ -33,6 +33,7 @@ class Perturbation:
 
 
 PERTURBATIONS: dict[str, Perturbation] = {}
+BLUR_STRIP = 96 << 10  # bytes of a frame that are worked on at a time, so that they stay in the CPU's cache
 
 
 def perturb(name: str, frames: np.ndarray, rng: np.random.Generator, **options: Any) -> np.ndarray:
@@ -194,15 +195,21 @@ def motion_blur(frames: np.ndarray, rng: np.random.Generator, *, frames_open: in
     """
     if frames_open < 1 or frames_open & (frames_open - 1):
         raise InputError(f"motion_blur.frames_open must be a power of two, not {frames_open}")
-    out = frames.copy(order="C")
-    reach = 1
-    while reach < frames_open:
-        for at in range(len(out)):
-            other = out[min(at + reach, len(out) - 1)]
-            for top in range(0, len(other), 32):  # strips that fit the CPU's cache
-                a, b = out[at, top : top + 32], other[top : top + 32]
-                np.add(a & b, (a ^ b) >> 1, out=a)
-        reach *= 2
+    if frames_open == 1:
+        return frames
+    out = np.empty_like(frames, order="C")
+    means, last = out.reshape(len(out), -1), len(out) - 1
+    carry, strip = np.empty((2, BLUR_STRIP), np.uint8), slice(0)
+    while strip.stop < means.shape[1]:
+        strip = slice(strip.stop, min(strip.stop + BLUR_STRIP, means.shape[1]))
+        half, both = carry[:, : strip.stop - strip.start]
+        clip, reach = frames.reshape(len(frames), -1), 1
+        while reach < frames_open:
+            for at in range(len(means)):  # in place: a later frame is still of the level below
+                a, b = clip[at, strip], clip[min(at + reach, last), strip]
+                np.floor_divide(np.bitwise_xor(a, b, out=half), 2, out=half)
+                np.add(np.bitwise_and(a, b, out=both), half, out=means[at, strip])
+            clip, reach = means, 2 * reach
     return out
 
 

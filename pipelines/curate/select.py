@@ -21,6 +21,7 @@ from pipelines.curate.rules import Rules
 from pipelines.curate.signals import SIGNALS_VERSION
 from pipelines.curate.summary import Tally
 from pipelines.samples import provenance, storage, tables
+from pipelines.samples.blocklist import read as read_blocklist
 from pipelines.samples.index import datasets_of, scan_index
 from sama.errors import InputError
 
@@ -140,18 +141,6 @@ def blocked(index: pa.Table, blocklist: pa.Table) -> np.ndarray:
         if len(values):
             hit |= np.asarray(pc.is_in(index[mine], value_set=values).to_numpy(zero_copy_only=False))
     return hit
-
-
-def read_blocklist(root: str) -> pa.Table:
-    """ROOT/blocklist.parquet (columns: tables.BLOCKLIST); an absent one is empty."""
-    uri = storage.join(root, "blocklist.parquet")
-    if not storage.exists(uri):
-        return tables.BLOCKLIST.empty_table()
-    try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
-        return table.select(tables.BLOCKLIST.names).cast(tables.BLOCKLIST)
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise InputError(f"{uri} is not a blocklist: {error}") from None
 
 
 def read_selection(root: str, name: str) -> pa.Table:

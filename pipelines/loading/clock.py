@@ -24,7 +24,7 @@ class RowClock:
     def __init__(self, ranks: int, ahead: int) -> None:
         self._taken = [0] * ranks
         self._ahead = ahead
-        self._made = 0
+        self._made = self._segment = 0
         self._running: dict[int, tuple[float, str]] = {}
         self._decoded: dict[int, int] = {}
         self._bytes = 0
@@ -52,6 +52,14 @@ class RowClock:
     async def made(self, rows: int) -> None:
         """The first `rows` rows have been made."""
         self._made = max(self._made, rows)
+
+    async def segment(self) -> int:
+        """Number of the segment of the plan that the next pass is to make."""
+        return self._segment
+
+    async def ended(self, segment: int) -> None:
+        """All rows of a segment have been made, perhaps a second time."""
+        self._segment = max(self._segment, segment + 1)
 
     async def decoding(self, row: int, where: str) -> None:
         """A task has begun with a row."""

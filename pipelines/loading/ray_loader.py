@@ -3,11 +3,15 @@
 read tasks (no CPU, one at a time): the places of a run of steps, held back by a clock
   -> map tasks: fetch, decode and perturb one row, one row out
   -> streaming_split over the data ranks: row i goes to rank i mod ranks
+
+One pass over the dataset is a segment of the plan, and `iterate` makes as many passes as there are: Ray Data keeps some
+kilobytes of statistics for every block that a pass has made.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import socket
 import warnings
@@ -27,14 +31,17 @@ from pipelines.config import MicroBatch as Sizes
 from pipelines.loading import clock, heap, operator_state
 from pipelines.loading.micro_batch import MicroBatch
 from pipelines.loading.room import rows_ahead
-from pipelines.loading.rows import build_row, check_substitutes, micro_steps, places
+from pipelines.loading.rows import build_row, micro_steps, places
 from pipelines.loading.watching import Watchdog, stuck
 from pipelines.mixture.plan import BatchPlan
 from pipelines.progress import say
 
-STEPS_PER_TASK = 256
+SEGMENT_ROWS = 1 << 15  # of one pass; between two of them the loader starts afresh, which takes about a second
+TASKS = 8  # read tasks of a segment: one that is lost is made again from its own beginning
 TELL_EVERY = 16  # rows between two messages of the task that reads the plan to the clock
-_PLACES = pa.schema([("row", pa.int64()), ("step", pa.int64()), ("micro", pa.int32()), ("rank", pa.int32())])
+_PLACES = pa.schema(
+    [("row", pa.int64()), ("step", pa.int64()), ("micro", pa.int32()), ("rank", pa.int32()), ("last", pa.bool_())]
+)
 
 
 def dataset(
@@ -47,20 +54,8 @@ def dataset(
     rank.
     """
     handle, name = clock.start(ranks, rows_ahead(ranks, settings))
-    source = PlanRows(plan_folder, ranks, micro_batch, start_step, stop_step, handle)
-    context = DataContext.get_current().copy()
-    context.target_max_block_size = 1  # every row is a block of its own: merged ones lose the order across ranks
-    context.execution_no_progress_timeout_s = -1  # training may pause for as long as it likes
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options = _options()
-    with DataContext.current(context):
-        rows = ray.data.read_datasource(
-            source,
-            override_num_blocks=source.tasks,
-            concurrency=1,  # one run of steps after another
-            num_cpus=0,  # it mostly waits for the clock; a CPU of its own would starve the decoders
-        )
+    rows = read_places(PlanRows(plan_folder, ranks, micro_batch, start_step, stop_step, handle))
+    with DataContext.current(rows.context):
         return rows.map_batches(
             load_row,
             batch_size=1,
@@ -68,6 +63,23 @@ def dataset(
             fn_args=(plan_folder, ranks, micro_batch.model_dump(), name),
             num_cpus=settings.decode_cpus,
             compute=ray.data.TaskPoolStrategy(settings.max_decoders),
+        )
+
+
+def read_places(source: PlanRows) -> ray.data.Dataset:
+    """The places of all rows, in order, every row a block of its own."""
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = 1  # every row is a block of its own: merged ones lose the order across ranks
+    context.execution_no_progress_timeout_s = -1  # training may pause for as long as it likes
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options = _options()
+    with DataContext.current(context):
+        return ray.data.read_datasource(
+            source,
+            override_num_blocks=TASKS,
+            concurrency=1,  # one run of steps after another
+            num_cpus=0,  # it mostly waits for the clock; a CPU of its own would starve the decoders
         )
 
 
@@ -108,24 +120,26 @@ def iterate(
     """One rank's micro-batches from its part of the dataset. Their pixels are read-only.
 
     After a wait of `stall_warning_s` it says which stage is stuck, and calls on_stall(sentence, dump) from another
-    thread; dump: where all rows are, and what Ray Data knows of itself. StorageError when too many samples did not
-    decode.
+    thread; dump: where all rows are, and what Ray Data knows of itself.
     """
     # torch warns of read-only memory when it makes a tensor of it; nothing writes into a batch
     warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
     reader = _Reader(shard, on_stall)
     watchdog = Watchdog(stall_warning_s, reader.stalled)
     try:
-        tables = iter(shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1))
-        while True:
-            with watchdog.wait():
-                table = next(tables, None)
-            if table is None:
-                return
-            batch = reader.receive(table)
-            del table
-            yield batch
-            del batch  # its memory goes back to the object store
+        came, last = True, False
+        while came and not last:
+            came, tables = False, iter(shard.iter_batches(batch_size=1, batch_format="pyarrow", prefetch_batches=1))
+            while True:
+                with watchdog.wait():
+                    table = next(tables, None)
+                if table is None:
+                    break
+                came, last = True, table["last"][0].as_py()
+                batch = reader.receive(table)
+                del table
+                yield batch
+                del batch  # its memory goes back to the object store
     finally:
         watchdog.close()
 
@@ -135,7 +149,7 @@ class _Reader:
 
     def __init__(self, shard: ray.data.DataIterator, on_stall: Callable[[str, str], None] | None) -> None:
         self._shard, self._on_stall = shard, on_stall
-        self._taken = self._substituted = self._slots = 0
+        self._taken = 0
         self._rank: int | None = None
         self._clock: Any = None
         self._answer: Any = None
@@ -153,8 +167,6 @@ class _Reader:
             elif ray.wait([self._answer], timeout=0)[0]:
                 self._ahead, self._answer = ray.get(self._answer), answer
         batch.rows_ahead, batch.bytes_ahead = self._ahead
-        self._substituted, self._slots = self._substituted + len(batch.substituted), self._slots + len(batch.keys)
-        check_substitutes(self._substituted, self._slots)
         return batch
 
     def stalled(self, seconds: float) -> None:
@@ -168,46 +180,54 @@ class _Reader:
 
 
 class PlanRows(Datasource):
-    """Rows (number, step, micro, rank) of a plan, in order; each read task makes those of a run of steps."""
+    """Rows (number, step, micro, rank, whether it is its rank's last one) of a plan, in order. Each pass over them is
+    the segment that the clock says is due; each read task makes those of a run of steps.
+    """
 
     def __init__(
         self, plan_folder: str, ranks: int, micro_batch: Sizes, start: int, stop: int, handle: ray.actor.ActorHandle
     ) -> None:
         self._args = (plan_folder, ranks, micro_batch.model_dump())
-        runs = [(s, min(s + STEPS_PER_TASK, stop)) for s in range(start, stop, STEPS_PER_TASK)]
-        self._runs = runs or [(start, start)]
-        self._start, self._clock = start, handle
-
-    @property
-    def tasks(self) -> int:
-        return len(self._runs)
+        self._start, self._stop, self._clock = start, stop, handle
+        plan = _plan(plan_folder)
+        most = max(micro_steps(plan, stream, ranks, micro_batch) for stream in plan.mixture.active()) * ranks
+        self._steps = max(1, SEGMENT_ROWS // most)
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
 
     def get_read_tasks(self, parallelism: int, *_: Any, **__: Any) -> list[ReadTask]:
-        """One task per run of steps, whatever parallelism Ray would like."""
+        """The tasks of the segment that is due, some of them without a row. Ray asks at the start of every pass."""
+        segment = ray.get(self._clock.segment.remote())
+        first = min(self._start + segment * self._steps, self._stop)
+        edges = [min(first + self._steps * task // TASKS, self._stop) for task in range(TASKS + 1)]
         found = []
-        for first, last in self._runs:
+        for task, (begin, end) in enumerate(itertools.pairwise(edges), 1):
+            ends = segment if task == TASKS else None
             metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
-            make = functools.partial(_make_places, *self._args, self._start, first, last, self._clock)
+            make = functools.partial(_make_places, *self._args, self._start, self._stop, begin, end, ends, self._clock)
             found.append(ReadTask(make, metadata, schema=_PLACES))
         return found
 
 
 def _make_places(
-    plan_folder: str, ranks: int, micro_batch: dict[str, int], start: int, first: int, last: int, handle: Any
-) -> Iterator[pa.Table]:
+    plan_folder: str, ranks: int, micro_batch: dict[str, int], start: int, stop: int, first: int, last: int,
+    segment: int | None, handle: Any,
+) -> Iterator[pa.Table]:  # fmt: skip
+    """The rows of the steps first..last-1. segment: the one that ends with them; the clock is told before the task
+    ends, and so before the pass does."""
     plan, sizes = _plan(plan_folder), Sizes(**micro_batch)
-    number = _rows_before(plan, ranks, sizes, start, first)
+    number, total = (_rows_before(plan, ranks, sizes, start, step) for step in (first, stop))
     limit = 0
     for place in places(plan, ranks, sizes, first, last):
         while number >= limit:
             limit = ray.get(handle.limit.remote(number))
-        yield pa.table([[number], *([v] for v in place)], schema=_PLACES)
+        yield pa.table([[number], *([v] for v in place), [number >= total - ranks]], schema=_PLACES)
         number += 1
         if number % TELL_EVERY == 0:
             handle.made.options(num_returns=0).remote(number)
+    if segment is not None:
+        ray.get(handle.ended.remote(segment))
 
 
 def _rows_before(plan: BatchPlan, ranks: int, sizes: Sizes, start: int, step: int) -> int:
@@ -221,8 +241,9 @@ def _rows_before(plan: BatchPlan, ranks: int, sizes: Sizes, start: int, step: in
 def load_row(rows: pa.Table, plan_folder: str, ranks: int, micro_batch: dict[str, int], clock_name: str) -> pa.Table:
     """Make one row's micro-batch.
 
-    in:  row (its number), step, micro, rank of one row
-    out: the columns of micro_batch.SCHEMA, and clock: the name of the clock that wants to know when it is taken
+    in:  row (its number), step, micro, rank, last of one row
+    out: the columns of micro_batch.SCHEMA; clock: the name of the clock that wants to know when it is taken; last: no
+         row of this rank comes after it
     """
     row, step, micro, rank = (rows[n][0].as_py() for n in ("row", "step", "micro", "rank"))
     heap.keep()
@@ -230,7 +251,7 @@ def load_row(rows: pa.Table, plan_folder: str, ranks: int, micro_batch: dict[str
     handle.decoding.options(num_returns=0).remote(row, _here())
     batch = build_row(_plan(plan_folder), step, micro, rank, ranks, Sizes(**micro_batch))
     handle.decoded.options(num_returns=0).remote(row, batch.nbytes)
-    return batch.to_table().append_column("clock", pa.array([clock_name]))
+    return batch.to_table().append_column("clock", pa.array([clock_name])).append_column("last", rows["last"])
 
 
 @functools.lru_cache(maxsize=2)

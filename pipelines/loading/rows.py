@@ -112,7 +112,7 @@ def prompt_of(mixture: Mixture, sample: Mapping[str, Any], slot: Slot) -> str:
 
 
 def check_substitutes(substituted: int, slots: int) -> None:
-    """StorageError when so many slots did not decode that the data must be wrong."""
+    """StorageError when so many slots, over all data ranks, did not decode that the data must be wrong."""
     if substituted > FATAL_FLOOR and substituted > FATAL_SHARE * slots:
         raise StorageError(
             f"{substituted} of {slots} samples did not decode: curate the data again before training on it"

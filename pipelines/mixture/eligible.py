@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipelines.mixture import chosen, licences, shapes, store, windows
 from pipelines.mixture.mixture import ImageStream, Mixture, Source, VideoStream
 from pipelines.progress import track
-from pipelines.samples import captions, storage, tables
+from pipelines.samples import blocklist, captions
 from pipelines.samples.index import count_rows, open_root, scan_index
 from sama.errors import InputError
 from sama.video import Bucket
@@ -86,7 +85,7 @@ def gather(root: str, mixture: Mixture, allowed: dict[str, list[Bucket]], writer
     or a forbidden licence.
     """
     open_root(root)
-    blocklist, blocklist_digest = _read_blocklist(root)
+    listed = blocklist.read(root)
     selections: dict[str, chosen.Chosen] = {}
     written, given = captions.read_captions(root), 0
     found, left_out, licence_counts = [], [], Counter[tuple[str, str]]()
@@ -94,7 +93,7 @@ def gather(root: str, mixture: Mixture, allowed: dict[str, list[Bucket]], writer
         for number, source in enumerate(mixture.stream(stream).sources):
             if source.selection not in selections:
                 selections[source.selection] = chosen.read(root, source.selection)
-            scan = _Scan(mixture, stream, source, selections[source.selection], blocklist, allowed[stream], written)
+            scan = _Scan(mixture, stream, source, selections[source.selection], listed, allowed[stream], written)
             one = scan.run(root, number, writer)
             given = (given + scan.given) % 2**256
             if not one.size:
@@ -112,7 +111,7 @@ def gather(root: str, mixture: Mixture, allowed: dict[str, list[Bucket]], writer
     return Inputs(
         found,
         {n: c.digest for n, c in selections.items()},
-        blocklist_digest,
+        _digest_of(listed),
         left_out,
         f"{given:064x}" if given else "",
     )
@@ -122,10 +121,10 @@ class _Scan:
     """The filters of one source, batch by batch."""
 
     def __init__(
-        self, mixture: Mixture, stream: str, source: Source, selection: chosen.Chosen, blocklist: pa.Table,
+        self, mixture: Mixture, stream: str, source: Source, selection: chosen.Chosen, listed: pa.Table,
         allowed: list[Bucket], written: pa.Table,
     ) -> None:  # fmt: skip
-        self.stream, self.source, self.selection, self.blocklist = stream, source, selection, blocklist
+        self.stream, self.source, self.selection, self.listed = stream, source, selection, listed
         self.settings, self.allowed = mixture.stream(stream), allowed
         self.shortest = 1 if stream == "image" else min(mixture.buckets.frames)
         self.written = written
@@ -154,8 +153,9 @@ class _Scan:
     def _batches(self, root: str) -> Iterator[pa.Table]:
         where = [c for c in self.source.where if c not in ROW_COLUMNS + _FACTS]
         batches = scan_index(root, self.source.dataset, [*ROW_COLUMNS, *_FACTS, *where], BATCH)
-        rows = count_rows(root, self.source.dataset)
-        return track(batches, -(-rows // BATCH), f"plan: {self.source.dataset}") if rows >= WATCHED else batches
+        parts = count_rows(root, self.source.dataset)
+        total = sum(-(-rows // BATCH) for rows in parts)
+        return track(batches, total, f"plan: {self.source.dataset}") if sum(parts) >= WATCHED else batches
 
     def _filtered(self, table: pa.Table) -> pa.Table:
         self.counts["in the index"] += table.num_rows
@@ -171,12 +171,12 @@ class _Scan:
         keep(f"not kept by selection {self.source.selection}", pa.array(self.selection.keeps(table)))
         kinds = _kinds(self.settings)
         keep(
-            f"of a kind that the {self.stream} stream does not train on ({', '.join(kinds)})",
+            f"of another kind than {' or '.join(kinds)}",
             _is_in(table["kind"], kinds),
         )
         for column, values in self.source.where.items():
             keep(f"not where {column} is {' or '.join(str(v) for v in values)}", _is_in(table[column], values))
-        keep("blocklisted", pc.invert(_blocked(table, self.blocklist)))
+        keep("blocklisted", pc.invert(_blocked(table, self.listed)))
         table = _with_windows(table, self.settings)
         keep(f"shorter than {self.shortest} frames", pc.greater_equal(table["length"], self.shortest))
         sized = pc.and_(pc.greater(table["width"], 0), pc.greater(table["height"], 0))
@@ -240,25 +240,18 @@ def _with_windows(table: pa.Table, settings: ImageStream | VideoStream) -> pa.Ta
     return table
 
 
-def _read_blocklist(root: str) -> tuple[pa.Table, str]:
-    uri = storage.join(root, "blocklist.parquet")
-    if not storage.exists(uri):
-        return tables.BLOCKLIST.empty_table(), ""
-    fs, path = storage.locate(uri)
-    table = pq.read_table(path, filesystem=fs)
-    names = sorted(
-        str(v) for c in ("sha256", "source_group", "source_url") for v in table[c].to_pylist() if v is not None
-    )
-    return table, hashlib.sha256("\n".join(names).encode()).hexdigest()
+def _digest_of(listed: pa.Table) -> str:
+    names = sorted(str(v) for c in blocklist.NAMING for v in listed[c].to_pylist() if v is not None)
+    return hashlib.sha256("\n".join(names).encode()).hexdigest() if names else ""
 
 
-def _blocked(table: pa.Table, blocklist: pa.Table) -> Any:
+def _blocked(table: pa.Table, listed: pa.Table) -> Any:
     blocked: Any = pa.array(np.zeros(table.num_rows, bool))
     for ours, theirs in (
         ("source_sha256", "sha256"), ("target_sha256", "sha256"),
         ("source_group", "source_group"), ("source_url", "source_url"),
     ):  # fmt: skip
-        values = blocklist[theirs].combine_chunks().drop_null()
+        values = listed[theirs].combine_chunks().drop_null()
         if len(values):
             blocked = pc.or_(blocked, pc.is_in(table[ours], values.cast(table[ours].type)))
     return blocked

@@ -102,13 +102,10 @@ def scan_index(root: str, dataset: str, columns: Sequence[str], rows: int = 1 <<
             yield table if made_at == here else _moved(table, made_at, here)
 
 
-def count_rows(root: str, dataset: str) -> int:
-    """Rows in a dataset's index, from the files' footers."""
-    total = 0
-    for uri in storage.list_files(storage.join(root, "index", dataset), ".parquet"):
-        fs, path = storage.locate(uri)
-        total += pq.read_metadata(path, filesystem=fs).num_rows
-    return total
+def count_rows(root: str, dataset: str) -> list[int]:
+    """Rows of each part of a dataset's index, from the files' footers."""
+    places = [storage.locate(uri) for uri in storage.list_files(storage.join(root, "index", dataset), ".parquet")]
+    return [pq.read_metadata(path, filesystem=fs).num_rows for fs, path in places]
 
 
 def _read_part(uri: str, wanted: pa.Schema, root: str) -> pa.Table:

@@ -1,7 +1,7 @@
 """Side effects of training, one class each, called in this order after every step on every rank.
 
-HeldoutLoss (adds to the row) -> Strips -> Book (row on disk, MLflow, a line) -> Checkpoints (last: a checkpoint at
-step N promises N rows).
+HeldoutLoss (adds to the row) -> Strips -> Book (row on disk, MLflow, a line) -> Substitutes -> Checkpoints (last: a
+checkpoint at step N promises N rows).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from pipelines.loading.rows import check_substitutes
 from pipelines.progress import say
 from pipelines.tracking import Tracker
 from pipelines.train import checkpoint
@@ -59,6 +60,22 @@ class Book:
             add_event(self.run, "skipped", notes.skipped, row["step"])
         if self.print_lines:
             say(step_line(full, parts.steps, self._pace.left(full["time"], parts.steps - row["step"] - 1)))
+
+
+class Substitutes:
+    """StorageError when too many samples, over all ranks since this start, did not decode. The events of the last ones
+    are written by then, and no checkpoint is."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._count, self._before = 0, _seen(parts)
+
+    def __call__(self, parts: Parts, row: dict[str, Any], notes: StepNotes) -> None:
+        self._count += len(notes.substituted)
+        check_substitutes(self._count, _seen(parts) - self._before)
+
+
+def _seen(parts: Parts) -> int:
+    return parts.progress.video_samples + parts.progress.image_samples
 
 
 class Checkpoints:

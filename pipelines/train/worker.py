@@ -20,7 +20,7 @@ from pipelines.config import Settings, TrainSettings
 from pipelines.encode.parts import precision, sources
 from pipelines.samples import storage
 from pipelines.train import checkpoint, frozen, parallel, parallel_model, state
-from pipelines.train.callbacks import Book, Checkpoints
+from pipelines.train.callbacks import Book, Checkpoints, Substitutes
 from pipelines.train.ema import Ema
 from pipelines.train.encode import BatchEncoder, build_encoder
 from pipelines.train.heldout import HeldoutLoss, readable
@@ -136,6 +136,7 @@ def _callbacks(
         Strips(plan, items, settings, encoders, tracker),
         Machines(settings.tracking.system_seconds),
         *([book] if book else []),
+        Substitutes(parts),
         Checkpoints(book, facts, job.holder, parts, notices),
     ]
 

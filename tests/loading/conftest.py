@@ -42,5 +42,18 @@ def plan(media_root) -> BatchPlan:
 
 
 @pytest.fixture(scope="session")
+def broken() -> list[str]:
+    """Keys of clips that never were decodable: so many that a first substitute may be one of them."""
+    return [f"clips-{n}" for n in range(0, 14, 2)]
+
+
+@pytest.fixture(scope="session")
+def broken_plan(broken, tmp_path_factory) -> BatchPlan:
+    return BatchPlan.from_mixture(
+        small_mixture(), write_media_root(tmp_path_factory.mktemp("b"), COUNTS, broken=broken)
+    )
+
+
+@pytest.fixture(scope="session")
 def plan_folder(plan, tmp_path_factory) -> str:
     return plan.save(str(tmp_path_factory.mktemp("plan")))

@@ -47,8 +47,10 @@ def test_rows_and_bytes_are_those_of_the_reader(plan, plan_folder, ranks):
         assert_same(found[rank], list(read(plan, rank, ranks, SIZES, 0, plan.steps)))
 
 
-def test_restarts_at_any_step_with_any_number_of_ranks(plan, plan_folder):
-    """Three lives of a run, cut at random steps, each with other ranks: together they are the plan, slot by slot."""
+def test_restarts_at_any_step_with_any_number_of_ranks(broken_plan, tmp_path):
+    """Three lives of a run, cut at random steps, each with other ranks: together they are the plan, slot by slot,
+    with the same substitutes for what does not decode."""
+    plan, plan_folder = broken_plan, broken_plan.save(str(tmp_path))
     rng = np.random.default_rng(7)
     first, second = sorted(rng.choice(np.arange(1, plan.steps), 2, replace=False).tolist())
     seen: dict[int, dict[int, tuple]] = {}
@@ -66,9 +68,21 @@ def test_restarts_at_any_step_with_any_number_of_ranks(plan, plan_folder):
     whole = {b.step: b for b in read(plan, 0, 1, Sizes(image=5, video=4), 0, plan.steps)}
     for step in range(plan.steps):
         assert seen[step] == {
-            i: (s.key, s.task, s.start, s.seed, whole[step].target[i, 0].tobytes())
+            i: (whole[step].keys[i], s.task, int(whole[step].starts[i]), s.seed, whole[step].target[i, 0].tobytes())
             for i, s in enumerate(plan[step].slots)
         }
+    assert any(batch.substituted for batch in whole.values())
+
+
+def test_a_run_is_read_in_segments(plan, plan_folder, monkeypatch):
+    """Passes of a few steps each, the last one shorter, are together the plan; so is a run of no step."""
+    from pipelines.loading import ray_loader
+
+    monkeypatch.setattr(ray_loader, "SEGMENT_ROWS", 20)  # 4 rows a step at the most: passes of 5, 5 and 1 steps
+    found = through_ray(plan_folder, 2, 1, plan.steps)
+    for rank in range(2):
+        assert_same(found[rank], list(read(plan, rank, 2, SIZES, 1, plan.steps)))
+    assert through_ray(plan_folder, 2, plan.steps, plan.steps) == [[], []]
 
 
 def test_groups_of_workers_share_a_data_rank(plan, plan_folder):

@@ -168,25 +168,45 @@ def test_bytes_that_changed_on_storage_stop_the_run(tmp_path):
         list(read(plan, 0, 1, SIZES, 0, plan.steps))
 
 
-def test_media_that_never_decoded_is_substituted(tmp_path):
-    """The digest in the index is that of the broken bytes: the content is at fault, not the storage."""
-    root = write_media_root(tmp_path, COUNTS, broken="clips-0")
-    plan = BatchPlan.from_mixture(small_mixture(steps=30), root)
-    batches = {b.step: b for b in read(plan, 0, 1, Sizes(image=5, video=4), 0, 30)}
-    replaced = {s: b for s, b in batches.items() if b.substituted}
-    assert replaced
-    for step, batch in replaced.items():
-        planned = plan[step]
-        (line,) = batch.substituted
-        at = next(i for i, s in enumerate(planned.slots) if s.key == "clips-0")
-        assert line.startswith("clips clips-0: ")
-        assert line.endswith(f"; {batch.keys[at]} instead")
-        assert batch.keys[at] != "clips-0"
-        assert batch.datasets[at] == "clips"
-        assert batch.tasks[at] == planned.slots[at].task
-        again = rows.build_row(plan, step, 0, 0, 1, Sizes(image=5, video=4))
-        assert np.array_equal(again.target, batch.target)
-        assert again.keys == batch.keys
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_media_that_never_decoded_is_substituted(broken_plan, broken, ranks):
+    """The digest in the index is that of the broken bytes: the content is at fault, not the storage. Who stands in is a
+    function of (seed, step, slot, attempt): neither ranks nor what was read before have a part in it."""
+    attempts = set()
+    for step in range(broken_plan.steps - 1, -1, -1):
+        planned, lines, expected = broken_plan[step], [], []
+        for number, slot in enumerate(planned.slots):
+            used, key = slot.sample, slot.key
+            tried = 0
+            while key in broken:
+                group = next(g for g in broken_plan.groups if g.first <= slot.sample < g.first + g.size)
+                first = key_of(broken_plan.mixture.seed, step, number)
+                at = key_of(first, "substitute", tried) % group.size
+                others = [group.first + (at + i) % group.size for i in range(group.size)]
+                used = next(r for r in others if r != slot.sample and broken_plan.sample(r)["kind"] == "text_to_video")
+                lines.append((key, broken_plan.sample(used)["key"]))
+                key, tried = broken_plan.sample(used)["key"], tried + 1
+            attempts.add(tried)
+            expected.append((key, slot.task, slot.seed, slot.start))  # all clips are equally long
+        found, said = {}, []
+        for rank in range(ranks):
+            for batch in read(broken_plan, rank, ranks, SIZES, step, step + 1):
+                said += batch.substituted
+                for i in np.flatnonzero(batch.weights).tolist():
+                    facts = (batch.keys[i], batch.tasks[i], int(batch.seeds[i]), int(batch.starts[i]))
+                    found[int(batch.slots[i])] = facts
+                    sample = next(
+                        s for s in map(broken_plan.sample, range(sum(g.size for g in broken_plan.groups)))
+                        if s["key"] == batch.keys[i]
+                    )  # fmt: skip
+                    data = storage.read_range(sample["target_uri"], sample["target_offset"], sample["target_size"])
+                    start, bucket = int(batch.starts[i]), batch.bucket
+                    wanted = video.decode(data, range(start, start + bucket.frames), (bucket.height, bucket.width))
+                    assert np.array_equal(batch.target[i], wanted)
+        assert [found[n] for n in range(len(planned.slots))] == expected
+        told = [(s.split(":")[0].removeprefix("clips "), s.split("; ")[-1].removesuffix(" instead")) for s in said]
+        assert sorted(told) == sorted(lines)
+    assert {0, 1, 2} <= attempts
 
 
 def test_too_many_substitutes_are_fatal():

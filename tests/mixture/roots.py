@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +80,15 @@ def clip(seed: int, frames: int, height: int, width: int) -> np.ndarray:
 
 
 def write_media_root(
-    root: Path, counts: dict[str, tuple[str, int]], frames: int = 12, size: tuple[int, int] = (48, 64), broken: str = ""
+    root: Path,
+    counts: dict[str, tuple[str, int]],
+    frames: int = 12,
+    size: tuple[int, int] = (48, 64),
+    broken: Collection[str] = (),
 ) -> str:
     """Datasets with real media. counts: dataset -> (kind, number of samples); a tenth is held out by footage.
 
-    broken: key of a sample whose target never was decodable: the index knows the digest of the broken bytes.
+    broken: keys of samples whose target never was decodable: the index knows the digest of the broken bytes.
     """
     where, rows = str(root), []
     storage.write_bytes(
@@ -104,7 +108,13 @@ def write_media_root(
 
 
 def media_sample(
-    dataset: str, kind: str, number: int, seed: int, frames: int, size: tuple[int, int], broken: str
+    dataset: str,
+    kind: str,
+    number: int,
+    seed: int,
+    frames: int,
+    size: tuple[int, int],
+    broken: Collection[str],
 ) -> tuple[record.Sample, dict[str, bytes]]:
     """One sample and its shard members."""
     members: dict[str, bytes] = {}
@@ -114,7 +124,7 @@ def media_sample(
         pixels = 255 - pixels if side == "target" else pixels
         data = video.encode_image(pixels[0]) if kind == "image_edit" else video.encode(pixels, 16.0)
         probe = video.probe(data)
-        if side == "target" and record.make_key(dataset, str(number)) == broken:
+        if side == "target" and record.make_key(dataset, str(number)) in broken:
             data = data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
         members[f"{side}.{video.media_type(data)}"] = data
         facts[side] = record.Media(

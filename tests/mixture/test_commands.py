@@ -93,6 +93,8 @@ def test_plan_mistakes(place):
         sama("plan", "--data", place / "root")
     with pytest.raises(InputError, match="name the sample with --find"):
         sama("plan", place / "m.yaml", "--runs", place)
+    with pytest.raises(InputError, match=r"sources is a list; give the whole of it, as --set 'sources="):
+        sama("plan", place / "m.yaml", "--data", place / "root", "--set", "streams.video.sources.0.weight=2")
     with pytest.raises(InputError, match="did you mean steps"):
         sama("plan", place / "m.yaml", "--data", place / "root", "--set", "step=5")
 

@@ -271,6 +271,25 @@ def test_selection_and_blocklist_are_obeyed(tmp_path):
     assert difference(plan.facts, without.facts) == "the blocklist has changed"
 
 
+def test_a_blocklist_that_cannot_be_obeyed_stops_the_command(tmp_path):
+    root, place = write_root(tmp_path, rows()), tmp_path / "blocklist.parquet"
+    plan = BatchPlan.from_mixture(mixture(), root)
+    group = [rows()[0]["source_group"]]
+    pq.write_table(pa.table({"source_group": group}), place)  # the other columns may be absent
+    assert rows()[0]["key"] not in {s.key for b in BatchPlan.from_mixture(mixture(), root) for s in b.slots}
+    pq.write_table(pa.table({"source_group": pa.array([], pa.int64())}), place)
+    assert BatchPlan.from_mixture(mixture(), root).digest == plan.digest
+    pq.write_table(pa.table({"source_grp": group}), place)
+    with pytest.raises(InputError, match="not a blocklist: 1 of its rows name no sha256, source_group or source_url"):
+        BatchPlan.from_mixture(mixture(), root)
+    pq.write_table(pa.table({"sha256": [rows()[0]["target_sha256"].hex()]}), place)
+    with pytest.raises(InputError, match="not a blocklist: "):
+        BatchPlan.from_mixture(mixture(), root)
+    place.write_bytes(b"no parquet")
+    with pytest.raises(InputError, match=r"not a blocklist: .* not a parquet file"):
+        BatchPlan.from_mixture(mixture(), root)
+
+
 def test_licence_gate(tmp_path):
     found = [
         entry("stills", f"s{i}", "image_edit", license=["CC-BY-NC-4.0", "MIT", "unknown"][i % 3]) for i in range(9)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sama import pretext
 from sama.errors import InputError
 from sama.pretext import PERTURBATIONS, perturb
 
@@ -210,13 +211,33 @@ def test_tube_offset_shifts_regions_in_time_only():
     assert shifted > 5
 
 
+def blurred(clip: np.ndarray, frames_open: int) -> np.ndarray:
+    """Motion blur by its formula: pairwise means, rounded down; beyond the end the last frame counts again."""
+    mean, reach = clip.astype(int), 1
+    while reach < frames_open:
+        later = [min(at + reach, len(mean) - 1) for at in range(len(mean))]
+        mean, reach = (mean + mean[later]) // 2, 2 * reach
+    return mean
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=any_shape, seed=seeds, frames_open=st.sampled_from([1, 2, 4, 8, 32]), strip=st.integers(1, 1200))
+def test_motion_blur_is_its_formula(shape, seed, frames_open, strip):
+    frames = clip(shape, seed)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pretext, "BLUR_STRIP", strip)
+        assert np.array_equal(
+            perturb("motion_blur", frames, rng(), frames_open=frames_open), blurred(frames, frames_open)
+        )
+
+
 def test_motion_blur_averages_from_the_frame_on():
-    frames = clip((6, 4, 4))
-    out = perturb("motion_blur", frames, rng(), frames_open=2).astype(int)
-    after = np.concatenate([frames[1:], frames[-1:]]).astype(int)
-    assert np.array_equal(out, (frames.astype(int) + after) // 2)
-    longer = perturb("motion_blur", frames, rng(), frames_open=4).astype(float)
-    assert np.abs(longer[1] - frames[1:5].astype(float).mean(axis=0)).max() <= 1.5
+    frames = clip((49, 64, 96))
+    out = perturb("motion_blur", frames, rng(), frames_open=4).astype(float)
+    for at in range(46):
+        assert np.abs(out[at] - frames[at : at + 4].astype(float).mean(axis=0)).max() <= 1.5
+    still = np.broadcast_to(frames[:1], frames.shape)
+    assert np.array_equal(perturb("motion_blur", still, rng()), still)
 
 
 def test_mistakes_are_named():
