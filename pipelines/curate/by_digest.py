@@ -166,24 +166,22 @@ def _parts(
     folder = storage.join(root, table)
     missing = np.sort(wanted[:, 0])
     here = storage.join(folder, dataset) + "/"
-    others = []
     seen: list[np.ndarray] = []
-    for uri in storage.list_files(folder, ".parquet", recursive=True):
-        if not uri.startswith(here):
-            others.append(uri)
-            continue
-        part = narrow(storage.read_part(uri, schema, columns))
+    for _, rows in storage.each_part(folder, schema, columns, lambda uri: uri.startswith(here)):
+        part = narrow(rows)
         seen.append(part[0][:, 0])
         yield part
-    if others and len(missing) and sum(map(len, seen)):
+    if len(missing) and sum(map(len, seen)):
         known = np.sort(np.concatenate(seen))
         at = np.minimum(np.searchsorted(known, missing), len(known) - 1)
         missing = missing[known[at] != missing]
-    for uri in others if len(missing) else []:
-        keys, rows = narrow(storage.read_part(uri, schema, columns))
+    if not len(missing):
+        return
+    for _, rows in storage.each_part(folder, schema, columns, lambda uri: not uri.startswith(here)):
+        keys, columns_of = narrow(rows)
         mine = np.isin(keys[:, 0], missing)
         if mine.any():
-            yield keys[mine], {n: v[mine] for n, v in rows.items()}
+            yield keys[mine], {n: v[mine] for n, v in columns_of.items()}
 
 
 def _codes(column: pa.ChunkedArray, values: Sequence[str]) -> np.ndarray:
