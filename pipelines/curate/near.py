@@ -74,7 +74,7 @@ def find(root: str) -> pa.Table:
             held.append(splits == (names.index("heldout") if "heldout" in names else -2))
             for side, name in enumerate(("source_sha256", "target_sha256")):
                 there = np.flatnonzero((at >= 0) & np.asarray(table[name].is_valid()))
-                mine = words[known.columns["row"][at[there]], side]
+                mine = words[known.at(at[there])["row"].astype(np.int64), side]
                 seen = mine.any(axis=1)
                 clips.append(by_digest.keys_of(table[name].take(pa.array(there[seen])))[:, 0])
                 groups.append(group[there[seen]])
@@ -210,7 +210,6 @@ def _words(column: pa.ChunkedArray) -> np.ndarray:
 
 def told(counts: dict[str, Any]) -> str:
     """The counts in a line."""
-    return (
-        f"near-duplicates: {counts['groups']} groups of {counts['footages']} footages, {counts['samples']} samples; "
-        f"{counts['beside_heldout']} of them resemble held-out footage and are not trained on"
-    )
+    text = f"near-duplicates: {counts['groups']} groups of {counts['footages']} footages, {counts['samples']} samples"
+    left = counts["beside_heldout"]
+    return f"{text}; not trained on, because they resemble held-out footage: {left}" if left else text

@@ -88,7 +88,7 @@ def _curation(facts: Root, album: Album, twins: Album) -> list[tuple[str, str, s
         sections.append(("footage", "Same footage", lead, sections_curation.duplicates(found)))
     if found.near.groups:
         shown = near_duplicates.section(found.near, twins, facts.hidden)
-        sections.append(("near", "Near-duplicates", near_duplicates.lead(found.near), shown))
+        sections.append(("duplicates", "Near-duplicates", near_duplicates.lead(found.near), shown))
     if found.failures:
         sections.append(("failures", "Failures", "What could not be looked at.", sections_curation.failures(found)))
     if found.cost:

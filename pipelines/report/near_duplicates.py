@@ -50,8 +50,9 @@ def lead(found: Near) -> str:
     text += f"bytes differ (another encoding, size or length): at most {MEAN_BITS:g} of 64 bits a frame apart. "
     if not counts["beside_heldout"]:
         return text + "None of them resembles held-out footage. Source left, target right."
-    text += f"{number(counts['beside_heldout'])} samples resemble held-out footage: no plan trains on them. "
-    return text + "Source left, target right."
+    left = counts["beside_heldout"]
+    text += f"No plan trains on {number(left)} sample{'s' if left > 1 else ''} that resemble{'' if left > 1 else 's'} "
+    return text + "held-out footage. Source left, target right."
 
 
 def section(found: Near, album: Album, hidden: Collection[str]) -> Markup:

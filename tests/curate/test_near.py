@@ -191,7 +191,7 @@ def test_the_page_shows_them(root: str):
     near.refresh(root)
     found = near_duplicates.read(root)
     assert [(g.footages, g.samples, g.heldout, len(g.members)) for g in found.groups] == [(3, 3, True, 3)]
-    assert "2 samples resemble held-out footage: no plan trains on them" in near_duplicates.lead(found)
+    assert "No plan trains on 2 samples that resemble held-out footage." in near_duplicates.lead(found)
     shown = near_duplicates.section(found, near_duplicates.Album(1 << 20), set())
     assert shown.count("data:image/webp") == 3
     assert shown.count("held out</span>") == 1
