@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,12 +97,42 @@ def resume_run(uri: str, run_id: str, tags: Mapping[str, str] | None = None) -> 
     return True
 
 
-def finish(
-    uri: str, run_id: str, status: str, tags: Mapping[str, str] | None = None, artifacts: Iterable[str] = ()
-) -> None:
-    """End a run: FINISHED, FAILED or KILLED; `artifacts` are files to keep with it. TrackingError when it is away."""
+def experiment_of(uri: str, run_id: str) -> str | None:
+    """Name of the experiment that a run belongs to; None when the store does not know it. TrackingError when away."""
     try:
         client = open_client(uri)
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        return str(client.get_experiment(found.info.experiment_id).name)
+    except Exception as error:
+        raise TrackingError(f"no answer from the tracking store {_safe(uri)}: {first_line(error)}") from error
+
+
+def finish(
+    uri: str,
+    run_id: str,
+    status: str,
+    tags: Mapping[str, str] | None = None,
+    artifacts: Iterable[str] = (),
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+    """End a run: FINISHED, FAILED or KILLED; `artifacts` are files to keep with it, `metrics` final values.
+
+    TrackingError when the store is away.
+    """
+    try:
+        client = open_client(uri)
+        from mlflow.entities import Metric
+
+        rows = [Metric(name, value, int(time.time() * 1000), 0) for name, value in (metrics or {}).items()]
+        for i in range(0, len(rows), 1000):  # the API takes a thousand at once
+            client.log_batch(run_id, metrics=rows[i : i + 1000])
         for key, value in (tags or {}).items():
             client.set_tag(run_id, key, value)
         for file in artifacts:
@@ -156,7 +187,7 @@ def upload(client: Any, run_id: str, file: str, folder: str | None) -> None:
         client.log_artifact(run_id, str(local), folder)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 

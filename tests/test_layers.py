@@ -19,6 +19,7 @@ FLOORS: list[tuple[str, ...]] = [
         "pipelines.judge",
         "pipelines.tracking",
         "pipelines.tracking_registry",
+        "pipelines.tracking_stage",
         "pipelines.tracking_store",
         "pipelines.planner",
     ),

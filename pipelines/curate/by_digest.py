@@ -26,10 +26,14 @@ _JUDGED = ["sample_digest", "judge_id", "prompt_id", "turn", "status", "created_
 
 @dataclass(frozen=True)
 class ByDigest:
-    """Columns (n,) over distinct digests. keys: the first 16 bytes of each, (n, 2) uint64, in ascending order."""
+    """Columns over distinct digests. keys: the first 16 bytes of each, (n, 2) uint64, in ascending order.
+
+    rows: (n,) where each key's values stand in the columns, which keep the order of the parts; None: as the keys.
+    """
 
     keys: np.ndarray
     columns: why.Columns
+    rows: np.ndarray | None = None
 
     def places(self, keys: np.ndarray) -> np.ndarray:
         """The position of each of (m, 2) keys here, -1 where there is none."""
@@ -46,13 +50,15 @@ class ByDigest:
 
     def at(self, places: np.ndarray) -> why.Columns:
         """Each column at these positions as float64, nan at -1."""
-        there = places >= 0
-        rows: why.Columns = {}
-        for name, values in self.columns.items():
-            row = np.full(len(places), np.nan)
-            row[there] = values[places[there]]
-            rows[name] = row
-        return rows
+        if not len(self.keys):
+            return {name: np.full(len(places), np.nan) for name in self.columns}
+        absent = places < 0
+        rows = places if self.rows is None else self.rows[places]
+        found = {name: values[rows].astype(np.float64) for name, values in self.columns.items()}
+        if absent.any():
+            for values in found.values():
+                values[absent] = np.nan
+        return found
 
 
 def keys_of(digests: pa.ChunkedArray) -> np.ndarray:
@@ -77,7 +83,7 @@ def newest(parts: Sequence[Part], names: Sequence[str]) -> ByDigest:
         first = np.ones(len(order), bool)
         first[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
         order = order[first]
-    return ByDigest(keys[order], {n: np.concatenate([c[n] for _, c in parts])[order] for n in names})
+    return ByDigest(keys[order], {n: np.concatenate([c[n] for _, c in parts]) for n in names}, order)
 
 
 def signals(root: str, dataset: str, wanted: np.ndarray, names: Sequence[str]) -> ByDigest:
@@ -166,24 +172,22 @@ def _parts(
     folder = storage.join(root, table)
     missing = np.sort(wanted[:, 0])
     here = storage.join(folder, dataset) + "/"
-    others = []
     seen: list[np.ndarray] = []
-    for uri in storage.list_files(folder, ".parquet", recursive=True):
-        if not uri.startswith(here):
-            others.append(uri)
-            continue
-        part = narrow(storage.read_part(uri, schema, columns))
+    for _, rows in storage.each_part(folder, schema, columns, lambda uri: uri.startswith(here)):
+        part = narrow(rows)
         seen.append(part[0][:, 0])
         yield part
-    if others and len(missing) and sum(map(len, seen)):
+    if len(missing) and sum(map(len, seen)):
         known = np.sort(np.concatenate(seen))
         at = np.minimum(np.searchsorted(known, missing), len(known) - 1)
         missing = missing[known[at] != missing]
-    for uri in others if len(missing) else []:
-        keys, rows = narrow(storage.read_part(uri, schema, columns))
+    if not len(missing):
+        return
+    for _, rows in storage.each_part(folder, schema, columns, lambda uri: not uri.startswith(here)):
+        keys, columns_of = narrow(rows)
         mine = np.isin(keys[:, 0], missing)
         if mine.any():
-            yield keys[mine], {n: v[mine] for n, v in rows.items()}
+            yield keys[mine], {n: v[mine] for n, v in columns_of.items()}
 
 
 def _codes(column: pa.ChunkedArray, values: Sequence[str]) -> np.ndarray:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from pipelines import tracking_stage
 
 Root = Annotated[str, typer.Argument(help="The data root: a folder or a URI.")]
 
@@ -33,6 +35,9 @@ def curate(
     ] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster; without it a local Ray is started.")] = None,
     num_cpus: Annotated[int | None, typer.Option(help="Logical CPUs of a local Ray.")] = None,
+    tracking_uri: tracking_stage.Uri = None,
+    experiment: tracking_stage.Experiment = None,
+    parent_run: tracking_stage.Parent = None,
 ) -> None:
     """Measure the signals of every sample that has none yet, then ask a judge (run it again at any time).
 
@@ -40,7 +45,7 @@ def curate(
     """
     from pipelines import config
     from pipelines.cluster_session import connect
-    from pipelines.curate import ask_command, plugins
+    from pipelines.curate import ask_command, ask_plan, plugins, tracked
     from pipelines.curate.curate import curate as run
     from pipelines.progress import say
     from pipelines.samples.index import datasets_of
@@ -64,15 +69,21 @@ def curate(
         ask_command.dry_run(root, plan, dataset, sample)
         return
     key = ask_command.reachable(plan)
-    connect(config.validate(config.RaySettings, {"address": address, "num_cpus": num_cpus}, "the options"))
-    counts = run(root, dataset or None, plan=plan, sample=sample, key=key)
-    for name, mine in counts.items():
-        say(f"{name}: {mine['rows']} samples, {mine['looked']} looked at now, {mine['failed']} failed")
-        if plan is not None:
-            say(ask_command.told(plan, mine))
-    if optional:
-        done = plugins.curate(root, optional, dataset or None)
-        say(f"plug-ins: {done['asked']} samples asked for, {done['scored']} scored now, {done['failed']} failed")
+    where = tracking_stage.place(tracking_uri, experiment, parent_run)
+    params: dict[str, Any] = {"root": root, "datasets": dataset or known, "sample": sample, "plugins": optional}
+    params |= config.flatten(ask_plan.settings_of(plan)) if plan else {}
+    with tracking_stage.stage_run(where, "curate", params) as log:
+        connect(config.validate(config.RaySettings, {"address": address, "num_cpus": num_cpus}, "the options"))
+        counts = run(root, dataset or None, plan=plan, sample=sample, key=key)
+        for name, mine in counts.items():
+            say(f"{name}: {mine['rows']} samples, {mine['looked']} looked at now, {mine['failed']} failed")
+            if plan is not None:
+                say(ask_command.told(plan, mine))
+        if optional:
+            done = plugins.curate(root, optional, dataset or None)
+            say(f"plug-ins: {done['asked']} samples asked for, {done['scored']} scored now, {done['failed']} failed")
+            log.count(done, "plugins.")
+        tracked.curation(log, root, counts)
     say(f"next: sama select {root} --name first")
 
 
@@ -95,13 +106,16 @@ def select(
     out: Annotated[Path | None, typer.Option(help="With --diff: a page with clips gained and lost.")] = None,
     media: Annotated[bool, typer.Option("--media/--no-media", help="With --out: clips in the page.")] = True,
     print_config: Annotated[bool, typer.Option("--print-config", help="Print the resolved rules and stop.")] = False,
+    tracking_uri: tracking_stage.Uri = None,
+    experiment: tracking_stage.Experiment = None,
+    parent_run: tracking_stage.Parent = None,
 ) -> None:
     """Apply thresholds to signals and scores, and freeze the list of kept and rejected samples.
 
     Example: sama select data/ --name first --set text_to_video.max_black_border=0.05
     """
     from pipelines import config
-    from pipelines.curate import select_command
+    from pipelines.curate import select_command, tracked
     from pipelines.curate.rules import Rules
     from pipelines.progress import say
     from sama.errors import InputError
@@ -117,7 +131,10 @@ def select(
         raise InputError("a selection needs a name: add --name")
     if from_list is not None and (rules or set_):
         raise InputError("--from-list keeps what is listed; it takes no rules")
-    select_command.freeze(root, name, resolved, from_list, on)
+    where = tracking_stage.place(tracking_uri, experiment, parent_run)
+    made_of = {"list": from_list, "on": on} if from_list else config.flatten(resolved.model_dump(mode="json"))
+    with tracking_stage.stage_run(where, "select", {"root": root, "selection": name, **made_of}) as log:
+        tracked.selection(log, root, name, select_command.freeze(root, name, resolved, from_list, on))
 
 
 def show(

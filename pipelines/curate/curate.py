@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.curate import ask_plan, asking
+from pipelines.curate import ask_plan, asking, near
 from pipelines.curate.ask_plan import AskPlan
 from pipelines.curate.signals import SIGNALS_VERSION
 from pipelines.curate.stage import ASK_COLUMNS, COLUMNS, score_chunk
 from pipelines.curate.verdicts import first_of_each, signals_of
 from pipelines.progress import say, track
 from pipelines.samples import provenance, storage
+from pipelines.samples.compact import compact
 from pipelines.samples.index import datasets_of, read_index
 
 CHUNK_ROWS = 8  # samples to a task and a part: seconds of work, so little is lost when a job is killed
@@ -53,6 +54,8 @@ def curate(
         done = _run(chunks, storage.absolute(root), run, step, key, rows)
         for count in track(done, total=len(chunks), label="curate", unit="chunks"):
             _add(counts[count["dataset"]], count)
+    _tidy(root, names)
+    say(near.told(near.refresh(root)))
     looked = sum(c["looked"] for c in counts.values())
     if not looked and not sum(c.get("asked", 0) for c in counts.values()):
         say(f"curate: all {index.num_rows} samples have their signals" + (" and their answers" if plan else ""))
@@ -67,6 +70,13 @@ def curate(
         folder = storage.join(root, table)
         provenance.record(folder, "sama curate", mine, counts, inputs, began, provenance.now())
     return counts
+
+
+def _tidy(root: str, datasets: Sequence[str]) -> None:
+    """A task writes a small part; a table of a million of them would be slow to read."""
+    for table in ("signals", "judgements", "captions"):
+        for dataset in datasets:
+            compact(storage.join(root, table, dataset))
 
 
 def _todo(root: str, index: pa.Table, plan: AskPlan | None) -> pa.Table:
@@ -138,3 +148,4 @@ def _run(
         if plan is not None:
             ds = asking.ask(ds, root, run, plan, key, rows)
         yield from ds.iter_rows()
+        _tidy(root, sorted({c["dataset"][0].as_py() for c in chunks[first : first + WAVE]}))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.curate import prints
 from sama import video
 
 SHORT_SIDE = 240  # pixels decoded: enough to see blur and bars; 480p halves, 720p is a third
@@ -28,6 +29,7 @@ class Seen:
     luma: (S, H, W) uint8, every eighth frame at the decoded size
     brightest: (H, W) uint8, the highest luma each pixel ever has
     detail: (H', W') uint8, luma of one early frame at the clip's own size
+    prints: (prints.POSITIONS,) uint64, by which the same footage is known again
     first: number in the file of the first frame looked at; scale: own pixels per decoded pixel
     """
 
@@ -35,6 +37,7 @@ class Seen:
     luma: np.ndarray
     brightest: np.ndarray
     detail: np.ndarray
+    prints: np.ndarray
     first: int
     fps: float
     scale: float
@@ -61,19 +64,23 @@ def look(
     if stop <= skip_head:
         raise video.MediaError(f"no frame is left of {frames} after skipping {skip_head} + {skip_tail}")
     size = small_size(height, width)
-    cells, lumas, brightest = [], [], None
+    cells, lumas, brightest, found = [], [], None, np.zeros(prints.POSITIONS, np.uint64)
     for start in range(skip_head, stop, CHUNK):
         chunk = decode(data, range(start, min(start + CHUNK, stop)), size)
         bright = luma(chunk)
         highest = bright.max(axis=0)
         brightest = highest if brightest is None else np.maximum(brightest, highest)
+        if frames > 1:
+            prints.add(found, fps, start, bright)
         lumas.append(bright[(skip_head - start) % BLUR_EVERY :: BLUR_EVERY])
         cells.append(to_cells(video.cover_crop(chunk, *(grid_size or size))))
     detail = decode(data, [min(skip_head + DETAIL_FRAME, stop - 1)])
     assert brightest is not None
+    if frames == 1:
+        found = prints.of_picture(lumas[0][0])
     return Seen(
         cells=np.concatenate(cells), luma=np.concatenate(lumas), brightest=brightest, detail=luma(detail)[0],
-        first=skip_head, fps=fps, scale=height / size[0],
+        prints=found, first=skip_head, fps=fps, scale=height / size[0],
     )  # fmt: skip
 
 
@@ -81,11 +88,12 @@ def see(frames: np.ndarray, fps: float = 16.0, grid_size: tuple[int, int] | None
     """The same from frames in memory: (T, H, W, 3) uint8."""
     size = small_size(*frames.shape[1:3])
     small = video.cover_crop(frames, *size)
-    bright = luma(small)
+    bright, found = luma(small), np.zeros(prints.POSITIONS, np.uint64)
+    prints.add(found, fps, 0, bright)
     return Seen(
         cells=to_cells(video.cover_crop(small, *(grid_size or size))), luma=bright[::BLUR_EVERY],
         brightest=bright.max(axis=0), detail=luma(frames[min(DETAIL_FRAME, len(frames) - 1)][None])[0],
-        first=0, fps=fps, scale=frames.shape[1] / size[0],
+        prints=found, first=0, fps=fps, scale=frames.shape[1] / size[0],
     )  # fmt: skip
 
 

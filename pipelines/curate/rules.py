@@ -141,6 +141,8 @@ class Rules(Strict):
     datasets: dict[str, dict[str, Any]] = Field(default_factory=dict)
     judge: JudgeRules | None = None
     safety: SafetyRules = SafetyRules()
+    # near_duplicate: samples kept of the same footage, near-duplicates counted with it; the first in the index's order
+    max_per_footage: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="before")
     @classmethod

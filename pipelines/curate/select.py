@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,8 +20,8 @@ from pipelines.curate import reasons as why
 from pipelines.curate.rules import Rules
 from pipelines.curate.signals import SIGNALS_VERSION
 from pipelines.curate.summary import Tally
-from pipelines.samples import provenance, storage, tables
-from pipelines.samples.blocklist import read as read_blocklist
+from pipelines.samples import near, provenance, storage, tables
+from pipelines.samples.blocklist import with_relatives as read_blocklist
 from pipelines.samples.index import datasets_of, scan_index
 from sama.errors import InputError
 
@@ -48,10 +48,13 @@ def select(root: str, name: str, rules: Rules | None = None) -> dict[str, Any]:
     for dataset in rules.only or ():
         if dataset not in names:
             raise InputError(f"{root} has no dataset {dataset}; there are {', '.join(names) or 'none'}")
+    chosen = sorted(set(rules.only)) if rules.only is not None else names
     blocklist, foreign, tally = read_blocklist(root), by_digest.joined(root, rules), Tally(rules)
+    footage = Footage(root, chosen, rules.max_per_footage) if rules.max_per_footage else None
     with storage.open_table(storage.join(folder, "selection.parquet"), tables.SELECTION, ["sample_digest"]) as writer:
-        for dataset in sorted(set(rules.only)) if rules.only is not None else names:
+        for dataset in chosen:
             for table in decisions(root, dataset, rules, blocklist, foreign):
+                table = footage.limit(table) if footage else table
                 writer.write_table(table)
                 tally.add(table)
     summary = tally.result()
@@ -198,6 +201,42 @@ def _digest_of(blocklist: pa.Table) -> str | None:
     rows = [b.hex() if b else None for b in blocklist["sha256"].to_pylist()]
     rest = [blocklist[n].to_pylist() for n in ("source_group", "source_url")]
     return hashlib.sha256(json.dumps([rows, *rest]).encode()).hexdigest()
+
+
+class Footage:
+    """Keeps at most `most` samples of the same footage, near-duplicates counted with it: the first of the index."""
+
+    def __init__(self, root: str, datasets: Sequence[str], most: int) -> None:
+        columns = [t["source_group"] for d in datasets for t in scan_index(root, d, ["source_group"])]
+        groups = np.concatenate([*(c.fill_null(-1).to_numpy() for c in columns), np.zeros(0, np.int64)])
+        table = near.read(root).sort_by("source_group")
+        known, of = table["source_group"].to_numpy(), table["near_group"].to_numpy()
+        if len(known):
+            at = np.minimum(np.searchsorted(known, groups), len(known) - 1)
+            groups = np.where(known[at] == groups, of[at], groups)
+        distinct, self.footage = np.unique(groups, return_inverse=True)
+        self.kept, self.most, self.start = np.zeros(len(distinct), np.int64), most, 0
+
+    def limit(self, table: pa.Table) -> pa.Table:
+        """The next rows (tables.SELECTION, the index's order) with those beyond the limit rejected."""
+        codes, names = why.words(table["decision"])
+        mine = np.flatnonzero(codes == (names.index("kept") if "kept" in names else -2))
+        footage = self.footage[self.start : self.start + table.num_rows][mine]
+        self.start += table.num_rows
+        order = np.argsort(footage, kind="stable")
+        ranked = footage[order]
+        rank = np.arange(len(ranked)) - np.searchsorted(ranked, ranked)  # among the same footage of this table
+        beyond = mine[order][self.kept[ranked] + rank >= self.most]
+        np.add.at(self.kept, ranked, 1)
+        over = np.zeros(table.num_rows, bool)
+        over[beyond] = True
+        mask = pa.array(over)
+        reasons = pc.if_else(mask, pa.scalar(["near_duplicate"], pa.list_(pa.string())), table["reasons"])
+        decision = pc.if_else(mask, "rejected", table["decision"].cast(pa.string()))
+        for name, column in (("reasons", reasons), ("decision", decision)):
+            place = table.schema.get_field_index(name)
+            table = table.set_column(place, table.schema.field(place), column.cast(table.schema.field(place).type))
+        return table
 
 
 class _Reasons:

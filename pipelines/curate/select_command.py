@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pipelines.curate import joined
 from pipelines.curate import select as selecting
@@ -15,8 +16,8 @@ from pipelines.samples import storage
 from sama.errors import InputError
 
 
-def freeze(root: str, name: str, rules: Rules, from_list: str | None, on: str | None) -> None:
-    """Write the selection and print its funnel."""
+def freeze(root: str, name: str, rules: Rules, from_list: str | None, on: str | None) -> dict[str, Any]:
+    """Write the selection and print its funnel; its summary."""
     summary = selecting.select(root, name, rules) if from_list is None else select_list(root, name, from_list, on)
     say(funnel(summary))
     if from_list is not None:
@@ -25,6 +26,7 @@ def freeze(root: str, name: str, rules: Rules, from_list: str | None, on: str | 
         if found["examples"]:
             say(f"not found, for example: {', '.join(found['examples'][:3])}")
     say(f"selection {name}: {summary['decisions']['kept']} of {summary['rows']} samples kept")
+    return summary
 
 
 def differences(root: str, old: str, new: str, out: Path | None, media: bool) -> None:

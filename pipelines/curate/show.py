@@ -72,7 +72,7 @@ def describe(root: str, key: str) -> str:
         lines.append("signals: none yet, run `sama curate`")
     else:
         lines.append(f"signals (version {signals['signals_version']}, {signals['created_at']:%Y-%m-%d %H:%M} UTC):")
-        hidden = ("sample_digest", "signals_version", "created_at")
+        hidden = ("sample_digest", "signals_version", "created_at", "prints_source", "prints_target")
         lines += [f"  {n}: {_plain(v)}" for n, v in signals.items() if v is not None and n not in hidden]
     for answer in known["judgements"]:
         lines.append(f"judgement: {_flat({n: v for n, v in answer.items() if n != 'sample_digest'})}")

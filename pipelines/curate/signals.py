@@ -5,7 +5,8 @@ codec noise average out. A signal that makes no sense for a sample is None: moti
 difference without a source. Columns written here: mad, changed_area, motion_source, motion_target,
 motion_ratio, flicker, blur_source, blur_target, blockiness, black_border_source, black_border_target,
 shot_cuts_source, shot_cuts_target, static, instruction_words, instruction_language, and those of `agreement`:
-changed_box, structure_kept, text_strokes_source, text_strokes_target. Columns of plug-ins (text by OCR,
+changed_box, structure_kept, text_strokes_source, text_strokes_target, and of `prints`: prints_source,
+prints_target. Columns of plug-ins (text by OCR,
 nsfw_score, minor_risk_score, watermark_score, faces: see `plugins`) are null unless they are asked for.
 """
 
@@ -15,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.curate import prints
 from pipelines.curate.agreement import changed_box, structure_kept, text_strokes
 from pipelines.curate.look import Seen, to_cells
 from pipelines.curate.words import language
 
-SIGNALS_VERSION = 2  # raise it when a number below changes its meaning: every sample is then looked at again
+SIGNALS_VERSION = 3  # raise it when a number changes its meaning or one is added: every sample is then looked at again
 
 VISIBLE = 25.0  # a cell that differs by more than this is changed to the eye
 STILL = 0.1  # mean neighbour difference of a clip that stands still; a filmed still life has 0.2 or more
@@ -61,12 +63,14 @@ def measure(
         if seen is None:
             row |= {f"motion_{side}": None, f"blur_{side}": None}
             row |= {f"black_border_{side}": None, f"shot_cuts_{side}": None, f"text_strokes_{side}": None}
+            row[f"prints_{side}"] = None
             continue
         row[f"motion_{side}"] = motion(seen.cells)
         row[f"blur_{side}"] = blur(seen.luma)
         row[f"black_border_{side}"] = black_border(seen.brightest, seen.scale)
         row[f"shot_cuts_{side}"] = [seen.first + i for i in shot_cuts(seen.cells)]
         row[f"text_strokes_{side}"] = text_strokes(seen.detail)
+        row[f"prints_{side}"] = prints.as_words(seen.prints)
     row |= dict.fromkeys(("mad", "changed_area", "changed_box", "structure_kept", "motion_ratio"))
     if source is not None:
         mine, theirs = aligned(source, target, pairing, policy_fps)

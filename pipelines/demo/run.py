@@ -9,13 +9,13 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines import config, tracking
+from pipelines import config, tracking, tracking_stage
 from pipelines.config import Settings, TrackingSettings
 from pipelines.demo.settings import DemoSettings
 from pipelines.progress import duration, say
@@ -84,7 +84,7 @@ def run_demo(out: str, clips: str | None, settings: DemoSettings) -> None:
         for stage in STAGES:
             clock.step(f"train {stage}", partial(_train, places, stage, clips, settings, parent))
         clock.step("edit", lambda: _edit(places, settings))
-        clock.step("report", lambda: _report(places))
+        clock.step("report", lambda: _report(places, parent))
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -155,20 +155,22 @@ def _ingest(places: Places, sources: list[tuple[str, str]], settings: DemoSettin
 
 
 def _curate(places: Places, parent: str | None) -> None:
+    from pipelines.curate import tracked
     from pipelines.curate.curate import curate
 
     with _child(places, "curate", parent) as log:
-        log(curate(str(places.root)))
+        tracked.curation(log, str(places.root), curate(str(places.root)))
 
 
 def _select(places: Places, parent: str | None) -> None:
+    from pipelines.curate import tracked
     from pipelines.curate.select import select
     from pipelines.curate.summary import funnel
 
     with _child(places, "select", parent) as log:
         summary = select(str(places.root), SELECTION)
         say(funnel(summary))
-        log({"decisions": summary["decisions"], "datasets": summary["datasets"]})
+        tracked.selection(log, str(places.root), SELECTION, summary)
 
 
 def _train(places: Places, stage: str, clips: str | None, settings: DemoSettings, parent: str | None) -> None:
@@ -242,46 +244,31 @@ def held_out_edits(places: Places, count: int) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda r: (r["turn"], r["key"]))[:count]
 
 
-def _report(places: Places) -> None:
+def _report(places: Places, parent: str | None) -> None:
+    from pipelines.curate import tracked
     from pipelines.report.build import build
 
     runs = [str(places.run(stage)) for stage in STAGES]
     edits = str(places.edits) if places.edits.exists() else None
-    build(str(places.root), runs, str(places.report), SELECTION, edits_folder=edits, title="SAMA demo")
+    with _child(places, "report", parent) as log:
+        page = build(str(places.root), runs, str(places.report), SELECTION, edits_folder=edits, title="SAMA demo")
+        log.artifacts.append(page)
+        tracked.book(log, str(places.root))
 
 
-@contextlib.contextmanager
-def _child(places: Places, name: str, parent: str | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """A child run in MLflow whose metrics are the counts that the step logs; the same run when it is done again."""
-    counts: dict[str, float] = {}
-    status = "FAILED"
-    try:
-        yield lambda result: counts.update(_numbers(result))
-        status = "FINISHED"
-    finally:
-        if parent is not None:
-            try:
-                _log_child(places, name, parent, counts, status)
-            except tracking.TrackingError as error:
-                say(f"tracking: {error}; going on without")
+def _child(places: Places, name: str, parent: str | None) -> contextlib.AbstractContextManager[tracking_stage.StageRun]:
+    """A child run in MLflow around a step; the same run when it is done again."""
+    if parent is None:
+        return tracking_stage.stage_run(None, name)
 
-
-def _log_child(places: Places, name: str, parent: str, counts: dict[str, float], status: str) -> None:
-    state = json.loads(places.state.read_text())
-    run_id = state["children"].get(name)
-    if run_id is None or not tracking.resume_run(places.store, run_id):
-        run_id = tracking.start_run(places.store, EXPERIMENT, name, parent)
+    def remember(run_id: str) -> None:
+        state = json.loads(places.state.read_text())
         state["children"][name] = run_id
         storage.write_bytes(places.state, json.dumps(state, indent=1))
-    tracker = tracking.Tracker(places.store, run_id, str(places.out))
-    tracker.metrics(0, counts)
-    tracker.close()
-    tracking.finish(places.store, run_id, status)
 
-
-def _numbers(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    flat = config.flatten(tree, prefix)
-    return {k: float(v) for k, v in flat.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    known = json.loads(places.state.read_text())["children"].get(name)
+    where = tracking_stage.Place(places.store, EXPERIMENT, parent)
+    return tracking_stage.stage_run(where, name, {"root": str(places.root)}, known, remember)
 
 
 def _finish(places: Places, parent: str | None, status: str) -> None:

@@ -120,7 +120,7 @@ def _compile(root: str, mixture: Mixture, folder: str) -> dict[str, Any]:
         "schema": "sama.plan/1", "version": VERSION, "layout": LAYOUT, "mixture": mixture.tree(),
         "mixture_digest": mixture.digest, "selections": inputs.selections, "blocklist": inputs.blocklist,
         "places": hashlib.sha256("\n".join(sorted(writer.words("uri"))).encode()).hexdigest(),
-        "rows": state.hexdigest(), "captions": inputs.captions,
+        "rows": state.hexdigest(), "captions": inputs.captions, "near_duplicates": inputs.near,
         "groups": [{**asdict(g), "bucket": [g.bucket.frames, g.bucket.height, g.bucket.width]} for g in groups],
         "group_counts": counts,
         "summary": summary,
@@ -132,7 +132,8 @@ def _compile(root: str, mixture: Mixture, folder: str) -> dict[str, Any]:
 def digest(facts: dict[str, Any]) -> str:
     """sha256 (hex) of all that decides what a step holds; where the files lie is not part of it."""
     names = ["version", "mixture_digest", "selections", "blocklist", "rows", "groups"]
-    names += ["captions"] if facts.get("captions") else []  # plans made before there were any keep their digest
+    # plans made before there were any keep their digest
+    names += [n for n in ("captions", "near_duplicates") if facts.get(n)]
     return hashlib.sha256(json.dumps([facts[n] for n in names], sort_keys=True).encode()).hexdigest()
 
 

@@ -68,7 +68,7 @@ def _inputs(old: _Facts, new: _Facts) -> Iterator[str]:
         yield "the blocklist has changed"
     if old.get("captions", "") != new.get("captions", ""):
         yield "clips have been given other captions"
-    for what in ("in the index", "eligible", "blocklisted", "held out"):
+    for what in ("in the index", "eligible", "blocklisted", "held out", "a near-duplicate of held-out footage"):
         yield from _counted(f"rows {what} of", _sources(old, what), _sources(new, what))
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pipelines.mixture import chosen, licences, shapes, store, windows
 from pipelines.mixture.mixture import ImageStream, Mixture, Source, VideoStream
 from pipelines.progress import track
-from pipelines.samples import blocklist, captions
+from pipelines.samples import blocklist, captions, near
 from pipelines.samples.index import count_rows, open_root, scan_index
 from sama.errors import InputError
 from sama.video import Bucket
@@ -75,6 +75,7 @@ class Inputs:
     selections: dict[str, str]  # name -> digest
     blocklist: str  # digest, empty without one
     left_out: list[str] = field(default_factory=list)  # optional sources without a row
+    near: str = ""  # digest of the footage left out because a near-duplicate is held out, empty where none was
     captions: str = ""  # digest of the captions that clips without one were given, empty where none was
 
 
@@ -85,7 +86,8 @@ def gather(root: str, mixture: Mixture, allowed: dict[str, list[Bucket]], writer
     or a forbidden licence.
     """
     open_root(root)
-    listed = blocklist.read(root)
+    listed = blocklist.with_relatives(root)
+    resembling, left = near.beside_heldout(near.read(root)), [np.zeros(0, np.int64)]
     selections: dict[str, chosen.Chosen] = {}
     written, given = captions.read_captions(root), 0
     found, left_out, licence_counts = [], [], Counter[tuple[str, str]]()
@@ -93,8 +95,11 @@ def gather(root: str, mixture: Mixture, allowed: dict[str, list[Bucket]], writer
         for number, source in enumerate(mixture.stream(stream).sources):
             if source.selection not in selections:
                 selections[source.selection] = chosen.read(root, source.selection)
-            scan = _Scan(mixture, stream, source, selections[source.selection], listed, allowed[stream], written)
+            scan = _Scan(
+                mixture, stream, source, selections[source.selection], listed, resembling, allowed[stream], written
+            )
             one = scan.run(root, number, writer)
+            left += scan.resembled
             given = (given + scan.given) % 2**256
             if not one.size:
                 if not source.optional:
@@ -111,8 +116,9 @@ def gather(root: str, mixture: Mixture, allowed: dict[str, list[Bucket]], writer
     return Inputs(
         found,
         {n: c.digest for n, c in selections.items()},
-        _digest_of(listed),
+        blocklist.digest(blocklist.read(root)),
         left_out,
+        _digest_of(np.concatenate(left)),
         f"{given:064x}" if given else "",
     )
 
@@ -122,10 +128,11 @@ class _Scan:
 
     def __init__(
         self, mixture: Mixture, stream: str, source: Source, selection: chosen.Chosen, listed: pa.Table,
-        allowed: list[Bucket], written: pa.Table,
+        resembling: pa.Array, allowed: list[Bucket], written: pa.Table,
     ) -> None:  # fmt: skip
         self.stream, self.source, self.selection, self.listed = stream, source, selection, listed
         self.settings, self.allowed = mixture.stream(stream), allowed
+        self.resembling, self.resembled = resembling, list[np.ndarray]()  # source_groups near held-out ones; those met
         self.shortest = 1 if stream == "image" else min(mixture.buckets.frames)
         self.written = written
         self.given = 0  # see captions.digest
@@ -184,6 +191,10 @@ class _Scan:
         trained = _is_in(table["split"], ["train"])  # of unknown split: not trained on
         self._hold_out(table.filter(pc.invert(trained)))
         keep("held out", trained)
+        if len(self.resembling):
+            leaks = pc.is_in(table["source_group"], value_set=self.resembling)
+            self.resembled.append(np.unique(table["source_group"].filter(leaks).to_numpy()))
+            keep("a near-duplicate of held-out footage", pc.invert(leaks))
         if self.written.num_rows:
             self.given += captions.digest(table.filter(table["captioned"]))
         return table.select(store.COLUMNS)
@@ -240,9 +251,8 @@ def _with_windows(table: pa.Table, settings: ImageStream | VideoStream) -> pa.Ta
     return table
 
 
-def _digest_of(listed: pa.Table) -> str:
-    names = sorted(str(v) for c in blocklist.NAMING for v in listed[c].to_pylist() if v is not None)
-    return hashlib.sha256("\n".join(names).encode()).hexdigest() if names else ""
+def _digest_of(groups: np.ndarray) -> str:
+    return hashlib.sha256(np.unique(groups).astype("<i8").tobytes()).hexdigest() if len(groups) else ""
 
 
 def _blocked(table: pa.Table, listed: pa.Table) -> Any:

@@ -74,6 +74,8 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
         return "the blocklist has changed"
     if old.get("captions", "") != new.get("captions", ""):
         return "clips have been given other captions"
+    if old.get("near_duplicates", "") != new.get("near_duplicates", ""):
+        return "other footage is known to resemble held-out footage"
     return "the samples in the data root have changed" if old.get("version") == new.get("version") else "plan version"
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from pipelines.progress import say
-from pipelines.report import mixture, provenance, sections_curation, sections_data, sections_runs
+from pipelines.report import mixture, near_duplicates, provenance, sections_curation, sections_data, sections_runs
 from pipelines.report.data import Root, read_root
 from pipelines.report.edits import SHOWN, read_edits
 from pipelines.report.markup import Markup, duration, number, tag
@@ -17,7 +17,13 @@ from pipelines.samples import storage
 
 # the page forbids itself every script but its own and every outside address; pictures, styles and clips are inside it
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
-SAMPLES_MB, STRIPS_MB, EDITS_MB, BORDERLINE_MB = 5, 3, 5, 4  # of embedded pictures; text and charts stay below 2 MB
+SAMPLES_MB, STRIPS_MB, EDITS_MB, BORDERLINE_MB, NEAR_MB = (
+    5,
+    3,
+    4,
+    3,
+    2,
+)  # of embedded pictures; text and charts stay below 2 MB
 
 
 def build(
@@ -49,7 +55,7 @@ def build(
         ("funnel", "From manifest to training", "How many samples got how far, and what stopped the others.",
          Markup(sections_data.funnel(facts) + sections_data.reasons_chart(facts))),
     ]  # fmt: skip
-    sections += _curation(facts, Album(BORDERLINE_MB * 2**20, media))
+    sections += _curation(facts, Album(BORDERLINE_MB * 2**20, media), Album(NEAR_MB * 2**20, media))
     sections += _galleries(facts, album)
     if found_runs:
         sections += _training(found_runs, strips)
@@ -69,7 +75,7 @@ def build(
     return uri
 
 
-def _curation(facts: Root, album: Album) -> list[tuple[str, str, str, Markup]]:
+def _curation(facts: Root, album: Album, twins: Album) -> list[tuple[str, str, str, Markup]]:
     found, sections = facts.curation, []
     if found.scores:
         lead = "Each score with the selection's threshold. Move one to see how many samples all of them would keep."
@@ -80,6 +86,9 @@ def _curation(facts: Root, album: Album) -> list[tuple[str, str, str, Markup]]:
     if found.groups:
         lead = f"{number(found.grouped)} samples share their source footage with another; they stay in one split."
         sections.append(("footage", "Same footage", lead, sections_curation.duplicates(found)))
+    if found.near.groups:
+        shown = near_duplicates.section(found.near, twins, facts.hidden)
+        sections.append(("duplicates", "Near-duplicates", near_duplicates.lead(found.near), shown))
     if found.failures:
         sections.append(("failures", "Failures", "What could not be looked at.", sections_curation.failures(found)))
     if found.cost:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from pipelines import tracking_stage
+
 
 def report(
     root: Annotated[str, typer.Option(help="The data root.")],
@@ -15,12 +17,20 @@ def report(
     out: Annotated[str, typer.Option(help="Where the page is written.")] = "report.html",
     title: Annotated[str, typer.Option(help="The page's title.")] = "SAMA report",
     media: Annotated[bool, typer.Option("--media/--no-media", help="Pictures and clips inside the page.")] = True,
+    tracking_uri: tracking_stage.Uri = None,
+    experiment: tracking_stage.Experiment = None,
+    parent_run: tracking_stage.Parent = None,
 ) -> None:
     """Write one self-contained HTML page: ledger, funnel, thumbnails, mixture, losses, edits.
 
     Example: sama report --root data --run out/stage0 --run out/stage1 --selection paper-v1 --edits out/edits --out
     report.html
     """
+    from pipelines.curate import tracked
     from pipelines.report.build import build
 
-    build(root, run or [], out, selection, edits, title, media=media)
+    where = tracking_stage.place(tracking_uri, experiment, parent_run)
+    params = {"root": root, "runs": run, "selection": selection, "edits": edits}
+    with tracking_stage.stage_run(where, "report", params) as log:
+        log.artifacts.append(build(root, run or [], out, selection, edits, title, media=media))
+        tracked.book(log, root)

@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from pipelines.curate import by_digest
 from pipelines.curate import reasons as why
 from pipelines.curate.rules import KindRules, Rules
+from pipelines.report import near_duplicates
+from pipelines.report.near_duplicates import Near
 from pipelines.samples import storage, tables
 from pipelines.samples.index import rows_of, scan_index
 
@@ -59,6 +61,7 @@ class Curation:
     failures: list[tuple[str, str, str, int, str]] = field(default_factory=list)  # dataset, stage, type, count, example
     groups: list[tuple[int, int, list[str]]] = field(default_factory=list)  # source group, samples, some keys
     grouped: int = 0
+    near: Near = field(default_factory=Near)
     cost: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
@@ -69,6 +72,7 @@ def read(root: str, selection: str | None, chosen: pa.Table | None) -> Curation:
     if chosen is None:
         return found
     found.groups, found.grouped = _groups(root, chosen)
+    found.near = near_duplicates.read(root)
     found.rows = chosen.num_rows
     if rules is None or not storage.list_files(storage.join(root, "signals"), ".parquet", recursive=True):
         return found
@@ -228,10 +232,10 @@ def _pick(found: Curation, root: str, chosen: pa.Table, values: why.Columns) -> 
     wanted: dict[str, dict[str, Any]] = {}
     for score in found.scores:
         data = values[score.name]
-        near = np.argsort(np.abs(data - score.threshold))
-        near = near[(score.levels[near] < SKIPS) & np.isfinite(data[near])]
+        nearest = np.argsort(np.abs(data - score.threshold))
+        nearest = nearest[(score.levels[nearest] < SKIPS) & np.isfinite(data[nearest])]
         counts: Counter[str] = Counter()
-        for i in near[:5000]:
+        for i in nearest[:5000]:
             what, key = str(names[decision[i]]), chosen["key"][int(i)].as_py()
             alone = what == "rejected" and set(reasons[i]) <= score.reasons
             if key in wanted or counts[what] >= BORDERLINE or not (what == "kept" or alone):
@@ -247,8 +251,7 @@ def _failures(root: str) -> list[tuple[str, str, str, int, str]]:
     counts: Counter[tuple[str, str, str]] = Counter()
     examples: dict[tuple[str, str, str], str] = {}
     columns = ["status", "error_stage", "error_type", "error"]
-    for uri in storage.list_files(storage.join(root, "signals"), ".parquet", recursive=True):
-        table = storage.read_part(uri, tables.SIGNALS, columns)
+    for uri, table in storage.each_part(storage.join(root, "signals"), tables.SIGNALS, columns):
         for row in table.filter(pc.equal(table["status"].cast(pa.string()), "failed")).to_pylist():
             name = (uri.rsplit("/", 2)[1], row["error_stage"] or "", row["error_type"] or "")
             counts[name] += 1

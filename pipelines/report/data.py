@@ -112,6 +112,7 @@ def read_root(root: str, selection: str | None = None) -> Root:
     shown = _some_rejects(storage.join(root, "rejects"), rejects)
     curation = read_curation(root, selection, chosen)
     keys = [r["key"] for r in (*kept, *rejected, *curation.borderline)]
+    keys += [m["key"] for g in curation.near.groups for m in g.members]
     hidden = unsafe(root, keys, UNSAFE)
     categories: dict[str, Counter[str]] = {}
     for (category, decision), count in _tally(chosen, "category", "decision").items() if chosen is not None else ():

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.curate.gallery import looping
 from pipelines.report.markup import Markup, tag
 from pipelines.samples import storage
 from sama import video
@@ -76,6 +77,19 @@ class Album:
 def void(text: str) -> Markup:
     """A quiet frame that says why there is no picture."""
     return tag("div", text, class_="void")
+
+
+def looping_pair(row: dict, album: Album, blur: bool) -> Markup:
+    """Source and target of an index row side by side, looping; or why not."""
+    if not album.enabled:
+        return void("pictures were not asked for")
+    try:
+        source = album.data_uri(looping(row, blur), "image/webp")
+    except (video.MediaError, OSError, EOFError, ValueError) as error:
+        return void(str(error))
+    if source is None:
+        return void("left out to keep this page small")
+    return tag("img", src=source, alt=f"source and target of {row['key']}", loading="lazy", decoding="async")
 
 
 def row_of_frames(row: Mapping[str, Any], side: str, frames: int = FRAMES) -> np.ndarray:

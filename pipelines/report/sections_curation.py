@@ -9,11 +9,9 @@ import json
 
 import numpy as np
 
-from pipelines.curate.gallery import looping
 from pipelines.report.curation import LEVELS, NULL, SKIPS, Curation, Score, kept, threshold_level
 from pipelines.report.markup import Markup, clipped, duration, number, tag
-from pipelines.report.media import Album, void
-from sama import video
+from pipelines.report.media import Album, looping_pair
 
 BARS = 50  # of a histogram: LEVELS / BARS levels each
 
@@ -100,7 +98,7 @@ def borderline(found: Curation, album: Album, hidden: set[str]) -> Markup:
         cards.append(
             tag(
                 "article",
-                _clip(row, album, row["key"] in hidden),
+                looping_pair(row, album, row["key"] in hidden),
                 tag("div", tag("span", row["decision"], class_=f"badge {mood}"),
                     tag("span", f"{row['score'].replace('_', ' ')} {number(row['value'])}, "
                         f"threshold {number(row['threshold'])}", class_="badge"), class_="badges"),
@@ -110,18 +108,6 @@ def borderline(found: Curation, album: Album, hidden: set[str]) -> Markup:
             )
         )  # fmt: skip
     return tag("div", cards, class_="gallery")
-
-
-def _clip(row: dict, album: Album, blur: bool) -> Markup:
-    if not album.enabled:
-        return void("pictures were not asked for")
-    try:
-        source = album.data_uri(looping(row, blur), "image/webp")
-    except (video.MediaError, OSError, EOFError, ValueError) as error:
-        return void(str(error))
-    if source is None:
-        return void("left out to keep this page small")
-    return tag("img", src=source, alt=f"source and target of {row['key']}", loading="lazy", decoding="async")
 
 
 def failures(found: Curation) -> Markup:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.samples import storage, tables
+from pipelines.samples import near, storage, tables
 from sama.errors import InputError
 
 NAMING = ("sha256", "source_group", "source_url")  # the columns that name what is blocked
@@ -32,3 +33,14 @@ def read(root: str) -> pa.Table:
             f"{uri} is not a blocklist: {silent} of its rows name no {', '.join(NAMING[:2])} or {NAMING[2]}"
         )
     return table
+
+
+def with_relatives(root: str) -> pa.Table:
+    """As `read`, with the near-duplicates of the footage that is named."""
+    return near.with_relatives(read(root), near.read(root))
+
+
+def digest(listed: pa.Table) -> str:
+    """sha256 (hex) of all that a list names, empty for an empty one."""
+    names = sorted(str(v) for c in NAMING for v in listed[c].to_pylist() if v is not None)
+    return hashlib.sha256("\n".join(names).encode()).hexdigest() if names else ""

@@ -11,7 +11,7 @@ import functools
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -74,11 +74,21 @@ def size_of(uri: str | os.PathLike) -> int:
 
 def list_files(uri: str | os.PathLike, suffix: str = "", recursive: bool = False) -> list[str]:
     """Files below a folder in name order; an absent folder has none. Temporary files are not listed."""
+    return list(list_sizes(uri, suffix, recursive))
+
+
+def list_sizes(uri: str | os.PathLike, suffix: str = "", recursive: bool = False) -> dict[str, int]:
+    """The same, with the bytes of each."""
     fs, path = locate(uri)
     found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=recursive))
     prefix = absolute(uri).split("://", 1)[0] + "://" if "://" in absolute(uri) else ""
-    names = [i.path for i in found if i.type == pafs.FileType.File]
-    return sorted(prefix + n for n in names if n.endswith(suffix) and not n.endswith(".tmp"))
+    sizes = {prefix + i.path: int(i.size or 0) for i in found if i.type == pafs.FileType.File}
+    return {n: sizes[n] for n in sorted(sizes) if n.endswith(suffix) and not n.endswith(".tmp")}
+
+
+def name_of(uri: str) -> str:
+    """The last part of a path."""
+    return uri.rsplit("/", 1)[-1]
 
 
 def list_folders(uri: str | os.PathLike) -> list[str]:
@@ -214,9 +224,31 @@ def open_table(uri: str, schema: pa.Schema, plain: Sequence[str] = ()) -> Iterat
 
 def read_parts(folder: str | os.PathLike, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """All parts of a table in name order, cast to `schema`; an absent folder is an empty table."""
-    parts = [read_part(uri, schema, columns) for uri in list_files(folder, ".parquet", recursive=True)]
+    parts = [table for _, table in each_part(folder, schema, columns)]
     wanted = pa.schema([schema.field(n) for n in columns or schema.names])
     return pa.concat_tables(parts) if parts else wanted.empty_table()
+
+
+def each_part(
+    folder: str | os.PathLike, schema: pa.Schema, columns: list[str] | None = None,
+    wanted: Callable[[str], bool] = lambda uri: True,
+) -> Iterator[tuple[str, pa.Table]]:  # fmt: skip
+    """URI and rows of every part of a table, cast to `schema`; wanted: which of them.
+
+    Parts that are merged meanwhile (`compact`) are read where they went; then some rows come twice.
+    """
+    done: set[str] = set()
+    for _ in range(8):
+        for uri in [u for u in list_files(folder, ".parquet", recursive=True) if u not in done and wanted(u)]:
+            try:
+                table = read_part(uri, schema, columns)
+            except FileNotFoundError:
+                break
+            done.add(uri)
+            yield uri, table
+        else:
+            return
+    raise FileNotFoundError(f"the parts below {absolute(folder)} vanish while they are read")
 
 
 def read_part(uri: str, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:

@@ -69,6 +69,7 @@ SIGNALS = pa.schema(
     + [("changed_box", pa.list_(pa.float32(), 4))]
     + [(f"black_border_{s}", pa.list_(pa.int32(), 4)) for s in ("source", "target")]
     + [(f"shot_cuts_{s}", pa.list_(pa.int32())) for s in ("source", "target")]
+    + [(f"prints_{s}", pa.list_(pa.int64())) for s in ("source", "target")]  # see curate.prints; 0: nothing to see
     + [("static", pa.bool_()), ("text_source", pa.string()), ("text_target", pa.string())]
     + [("instruction_words", pa.int32()), ("instruction_language", WORD)]
     + [(n, pa.float32()) for n in ("nsfw_score", "minor_risk_score", "watermark_score", "face_area")]
@@ -101,6 +102,13 @@ SELECTION = pa.schema(
     [
         ("key", pa.string()), ("sample_digest", DIGEST), ("decision", WORD),
         ("reasons", pa.list_(pa.string())), ("dataset", WORD), ("category", WORD),
+    ]
+)  # fmt: skip
+
+NEAR = pa.schema(
+    [
+        ("source_group", pa.int64()), ("near_group", pa.int64()), ("bits", pa.float32()), ("samples", pa.int32()),
+        ("heldout", pa.bool_()),
     ]
 )  # fmt: skip
 
