@@ -36,7 +36,7 @@ from pipelines.loading.watching import Watchdog, stuck
 from pipelines.mixture.plan import BatchPlan
 from pipelines.progress import say
 
-SEGMENT_ROWS = 1 << 15  # of one pass; between two of them the loader starts afresh, which takes about a second
+SEGMENT_ROWS = 1 << 15  # of one pass; between two of them the loader starts afresh
 TASKS = 8  # read tasks of a segment: one that is lost is made again from its own beginning
 TELL_EVERY = 16  # rows between two messages of the task that reads the plan to the clock
 _PLACES = pa.schema(
