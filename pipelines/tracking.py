@@ -20,7 +20,7 @@ from pipelines.samples import storage
 from pipelines.tracking_registry import register
 from pipelines.tracking_store import TrackingError, finish, first_line, resume_run, start_run, store_uri
 
-__all__ = ["Tracker", "TrackingError", "finish", "register", "resume_run", "start_run", "store_uri"]
+__all__ = ["BUFFER", "Tracker", "TrackingError", "finish", "register", "resume_run", "start_run", "store_uri"]
 
 BUFFER = "tracking_buffer.jsonl"
 MARKER = "train/loss"  # every row has it: its newest step says what the server already knows

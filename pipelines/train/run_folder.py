@@ -15,13 +15,14 @@ from pipelines.progress import say
 from pipelines.samples import provenance, storage
 from pipelines.train import folders
 from pipelines.train.job import Job
-from pipelines.train.records import add_event, read_events, restarts
+from pipelines.train.records import METRICS, add_event, read_events, read_rows, restarts
 from sama.errors import InputError
 from sama.presets import get_preset
 
 if TYPE_CHECKING:
     from pipelines.mixture import BatchPlan
 
+TRACKER_GRACE_S = 60.0  # for what was not sent yet: the buffer on disk has it too
 PLAN, CONFIG, TRACKING, PLAN_FOLDER = "plan.json", "config.yaml", "tracking.json", "plan"
 LORA = tuple(f"train.lora{leaf}" for leaf in ("", ".rank", ".alpha", ".targets", ".whole"))
 # settings that a run folder keeps for life; its data are fixed by the plan
@@ -103,12 +104,28 @@ def conclude(prepared: Prepared, status: str) -> RunResult:
     if job.tracking_uri and job.mlflow_run_id:
         files = [storage.join(job.run, name) for name in (CONFIG, PLAN)]
         try:
+            _send_rest(prepared)
             tracking.finish(job.tracking_uri, job.mlflow_run_id, status, {"sama.restarts": str(again)}, files)
             if status == "FINISHED" and prepared.settings.tracking.register_as:
                 _register(prepared)
         except tracking.TrackingError as error:
             _outage(job.run, str(error))
     return RunResult(job.run, job.mlflow_run_id, step)
+
+
+def _send_rest(prepared: Prepared) -> None:
+    """Send what the workers could not, because the store was away until they ended. TrackingError when it still is."""
+    job = prepared.job
+    if not (prepared.done or storage.exists(storage.join(job.run, tracking.BUFFER))):
+        return
+    assert job.tracking_uri is not None
+    assert job.mlflow_run_id is not None
+    rows = list(read_rows(storage.join(job.run, METRICS)))
+    rest = tracking.Tracker(
+        job.tracking_uri, job.mlflow_run_id, job.run, lambda step: [r for r in rows if r["step"] > step]
+    )
+    if not rest.close(TRACKER_GRACE_S):
+        raise tracking.TrackingError("the tracking store does not answer; the same command sends what waits for it")
 
 
 def _register(prepared: Prepared) -> None:

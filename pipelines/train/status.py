@@ -8,6 +8,7 @@ from datetime import datetime
 
 from pipelines.progress import duration
 from pipelines.samples import provenance, storage
+from pipelines.tracking import BUFFER
 from pipelines.train import folders
 from pipelines.train.records import METRICS, read_events, read_rows, restarts
 from pipelines.train.run_folder import PLAN, TRACKING
@@ -37,6 +38,10 @@ def describe(run: str) -> list[str]:
     if storage.exists(storage.join(run, TRACKING)):
         tracked = json.loads(storage.read_bytes(storage.join(run, TRACKING)))
         lines.append(f"mlflow run {tracked['run_id']} in {tracked['uri'].rpartition('@')[2]}")
+        if storage.exists(storage.join(run, BUFFER)):
+            lines.append(
+                f"{BUFFER} waits for the tracking store" + ("" if done < steps else ": the same command sends it")
+            )
     lines += [f"  {_when(e['time'])} {e['kind']}: {e['message']}" for e in events[-HISTORY:]]
     return lines
 

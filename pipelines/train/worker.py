@@ -32,6 +32,7 @@ from pipelines.train.optimizers import build_optimizer
 from pipelines.train.parallel import World
 from pipelines.train.parallel_batch import GroupEncoder, SharedBatches
 from pipelines.train.records import METRICS, add_event, read_rows
+from pipelines.train.run_folder import TRACKER_GRACE_S
 from pipelines.train.strips import Strips
 from sama.checkpoints import from_t2v, transformer_config
 from sama.encoders import Encoders
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from pipelines.mixture import BatchPlan
     from pipelines.tracking import Tracker
 
-TRACKER_GRACE_S, FAILED_GRACE_S = 60.0, 5.0  # for what was not sent yet: the buffer on disk has it too
+FAILED_GRACE_S = 5.0  # as run_folder.TRACKER_GRACE_S, when a step has failed
 SAVE_GRACE_S = 120.0  # for a checkpoint that is being written when a step fails
 
 
