@@ -61,13 +61,14 @@ def check_tracking(out: Path, parent: str) -> None:
     client = MlflowClient(f"sqlite:///{out / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("sama-demo")
     found = {r.info.run_name: r for r in client.search_runs([experiment.experiment_id])}
-    assert sorted(found) == ["curate", "demo", "select", "stage0", "stage1"]
+    assert sorted(found) == ["curate", "demo", "report", "select", "stage0", "stage1"]
     assert {r.info.status for r in found.values()} == {"FINISHED"}
-    for name in ("curate", "select", "stage0", "stage1"):
+    for name in ("curate", "report", "select", "stage0", "stage1"):
         assert found[name].data.tags["mlflow.parentRunId"] == parent
     assert found["stage1"].data.tags["sama.init_run_id"] == found["stage0"].info.run_id
     history = client.get_metric_history(found["stage0"].info.run_id, "train/loss")
     assert sorted(m.step for m in history) == list(range(12)), "no gap and no double"
     strips = [f.path for f in client.list_artifacts(found["stage1"].info.run_id, "samples")]
     assert strips
-    assert "report.html" in [f.path for f in client.list_artifacts(parent)]
+    for run_id in (parent, found["report"].info.run_id):
+        assert "report.html" in [f.path for f in client.list_artifacts(run_id)]
