@@ -83,8 +83,9 @@ def measure(number: int) -> dict[str, float]:
     torch.set_num_threads(1)
     world = parallel.join()
     options = argparse.Namespace(
-        preset="case", frames=frames, height=side, width=side, precision=precision, checkpointing=again
-    )
+        preset="case", frames=frames, height=side, width=side, precision=precision, checkpointing=again,
+        attention=None, compile=False,
+    )  # fmt: skip
     before = resident()
     training = train_step.assemble(options, world)
     feed = train_step.batches(training)
