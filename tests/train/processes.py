@@ -67,7 +67,7 @@ def wait_for(what: Callable[[], T], process: Process | None = None, seconds: flo
             return found
         if process is not None and process.popen.poll() is not None:
             pytest.fail(f"ended with {process.popen.returncode}: {process.output()[-4000:]}")
-        time.sleep(0.02)
+        time.sleep(0.1)
     pytest.fail(f"waited too long: {process.output()[-4000:] if process else ''}")
 
 
