@@ -158,11 +158,6 @@ def _fit(prepared: Prepared, notices: Notices, print_lines: bool) -> None:
     if not isinstance(prepared.settings.train.workers, int):
         # just after a machine died Ray still counts its workers in: it waits for them in vain, then counts again
         patience = min(patience, ELASTIC_PATIENCE_S)
-    for name, value in {
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how soon a death is noticed
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience),
-    }.items():
-        os.environ.setdefault(name, value)
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -209,8 +204,17 @@ def _fit(prepared: Prepared, notices: Notices, print_lines: bool) -> None:
 
     if on_main:
         signal.signal(signal.SIGTERM, stop)
+    # told to the controller when it is started; another training of this process has its own
+    told = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # also how soon a death is noticed
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(patience),
+    }
+    told = {name: value for name, value in told.items() if name not in os.environ}
+    os.environ.update(told)
     try:
         trainer.fit()
     finally:
+        for name in told:
+            del os.environ[name]
         for number, handler in before.items():
             signal.signal(number, handler)

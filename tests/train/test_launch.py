@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from pipelines.planner.devices import forward_flops
 from pipelines.samples import provenance
 from pipelines.train import checkpoint, failures, launch, run_folder
 from pipelines.train.heldout import share
+from pipelines.train.job import Job
 from pipelines.train.lines import Follower, Pace, step_line
+from pipelines.train.notices import Notices
 from pipelines.train.records import METRICS, MetricsFile, add_event
 from pipelines.train.speed import tokens_of
 from pipelines.train.status import describe, lost_minutes
@@ -88,6 +91,29 @@ def test_a_layout_that_does_not_divide_is_refused_before_any_worker_starts(monke
     with pytest.raises(InputError, match="hsdp_replicas = 4 does not divide the 6 data ranks"):
         launch.check_resources(settings(workers=6, hsdp_replicas=4))
     launch.check_resources(settings(workers=8, hsdp_replicas=2, sequence_parallel=4))
+
+
+def test_each_training_of_a_process_has_its_own_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one started from there, which inherits the environment."""
+    import ray.train.torch
+
+    name, seen = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", []
+
+    class Trainer:
+        def __init__(self, *args, **options) -> None: ...
+
+        def fit(self) -> None:
+            seen.append(os.environ[name])
+
+    monkeypatch.setattr(ray.train.torch, "TorchTrainer", Trainer)
+    monkeypatch.delenv(name, raising=False)
+    cluster(monkeypatch, {"CPU": 4.0})
+    for workers in (2, (1, 2)):
+        how = settings(workers=workers)
+        job = Job("/run", "/run/plan", "digest", how.model_dump(mode="json"), "holder", None, None)
+        launch._fit(run_folder.Prepared(job, how, 3, "now", False), Notices(), False)
+    assert seen == ["300.0", "30.0"]
+    assert name not in os.environ
 
 
 def test_the_first_real_error_is_told() -> None:
