@@ -86,8 +86,9 @@ def gather(root: str, mixture: Mixture, allowed: dict[str, list[Bucket]], writer
     or a forbidden licence.
     """
     open_root(root)
-    listed = blocklist.with_relatives(root)
-    resembling, left = near.beside_heldout(near.read(root)), [np.zeros(0, np.int64)]
+    named, alike = blocklist.read(root), near.read(root)
+    listed = near.with_relatives(named, alike)
+    resembling, left = near.beside_heldout(alike), [np.zeros(0, np.int64)]
     selections: dict[str, chosen.Chosen] = {}
     written, given = captions.read_captions(root), 0
     found, left_out, licence_counts = [], [], Counter[tuple[str, str]]()
@@ -116,7 +117,7 @@ def gather(root: str, mixture: Mixture, allowed: dict[str, list[Bucket]], writer
     return Inputs(
         found,
         {n: c.digest for n, c in selections.items()},
-        blocklist.digest(blocklist.read(root)),
+        blocklist.digest(named),
         left_out,
         _digest_of(np.concatenate(left)),
         f"{given:064x}" if given else "",

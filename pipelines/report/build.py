@@ -17,13 +17,8 @@ from pipelines.samples import storage
 
 # the page forbids itself every script but its own and every outside address; pictures, styles and clips are inside it
 POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
-SAMPLES_MB, STRIPS_MB, EDITS_MB, BORDERLINE_MB, NEAR_MB = (
-    5,
-    3,
-    4,
-    3,
-    2,
-)  # of embedded pictures; text and charts stay below 2 MB
+# of embedded pictures; text and charts stay below 2 MB
+SAMPLES_MB, STRIPS_MB, EDITS_MB, BORDERLINE_MB, NEAR_MB = 5, 3, 4, 3, 2
 
 
 def build(
