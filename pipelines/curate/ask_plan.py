@@ -17,7 +17,7 @@ from pipelines.curate.verdicts import join
 from pipelines.judge import protocol
 from pipelines.judge.protocol import Known
 from pipelines.judge.settings import JudgeSettings
-from pipelines.samples import storage, tables
+from pipelines.samples import blocklist, storage, tables
 
 EDITS = ("video_edit", "image_edit")
 
@@ -75,7 +75,7 @@ def todo(root: str, index: pa.Table, signals: pa.Table, plan: AskPlan, retry: bo
     when it is looked at. Rows that share a digest are asked about once, rows on the blocklist never.
     """
     key = "target_sha256" if plan.caption else "sample_digest"
-    ask = plan.concerns(index) & ~select.blocked(index, select.read_blocklist(root))
+    ask = plan.concerns(index) & ~select.blocked(index, blocklist.with_relatives(root))
     known = join(index["sample_digest"], signals)
     seen = known["status"].is_valid().to_numpy()
     ask &= ~seen | plan.survivors(index, known)

@@ -13,7 +13,7 @@ import yaml
 from pipelines.curate import lists, select
 from pipelines.curate.rules import Rules
 from pipelines.curate.summary import Tally
-from pipelines.samples import provenance, storage, tables
+from pipelines.samples import blocklist, provenance, storage, tables
 from pipelines.samples.index import read_index
 from sama.errors import InputError
 
@@ -54,7 +54,7 @@ def select_list(root: str, name: str, uri: str, on: str | None = None) -> dict[s
     unmatched = np.flatnonzero(found < 0)
     if len(unmatched) == rows.num_rows:
         raise InputError(f"none of the {rows.num_rows} rows of {uri} names a sample of {root}")
-    table = _decided(index, found[found >= 0], select.blocked(index, select.read_blocklist(root)))
+    table = _decided(index, found[found >= 0], select.blocked(index, blocklist.with_relatives(root)))
     with storage.open_table(storage.join(folder, "selection.parquet"), tables.SELECTION, ["sample_digest"]) as writer:
         writer.write_table(table)
     tally = Tally(Rules())

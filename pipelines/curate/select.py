@@ -21,7 +21,7 @@ from pipelines.curate.rules import Rules
 from pipelines.curate.signals import SIGNALS_VERSION
 from pipelines.curate.summary import Tally
 from pipelines.samples import near, provenance, storage, tables
-from pipelines.samples.blocklist import with_relatives as read_blocklist
+from pipelines.samples.blocklist import with_relatives
 from pipelines.samples.index import datasets_of, scan_index
 from sama.errors import InputError
 
@@ -49,7 +49,7 @@ def select(root: str, name: str, rules: Rules | None = None) -> dict[str, Any]:
         if dataset not in names:
             raise InputError(f"{root} has no dataset {dataset}; there are {', '.join(names) or 'none'}")
     chosen = sorted(set(rules.only)) if rules.only is not None else names
-    blocklist, foreign, tally = read_blocklist(root), by_digest.joined(root, rules), Tally(rules)
+    blocklist, foreign, tally = with_relatives(root), by_digest.joined(root, rules), Tally(rules)
     footage = Footage(root, chosen, rules.max_per_footage) if rules.max_per_footage else None
     with storage.open_table(storage.join(folder, "selection.parquet"), tables.SELECTION, ["sample_digest"]) as writer:
         for dataset in chosen:
